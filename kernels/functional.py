@@ -1,0 +1,101 @@
+"""The one door to the ELSA operator: checks its arguments, chooses a backend, and words every refusal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .reference import elsa_attention_reference
+
+BACKENDS = ("auto", "reference")
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def elsa_attention(
+    value: Tensor,
+    logits: Tensor,
+    ghost_mul: Tensor | None = None,
+    ghost_add: Tensor | None = None,
+    *,
+    num_heads: int,
+    kernel_size: int,
+    dilation: int = 1,
+    attn_drop: float = 0.0,
+    backend: str = "auto",
+) -> Tensor:
+    """ELSA's local aggregation: softmax over K² taps, ghost head, weighted sum of the neighbours' values.
+
+    The softmax is neither masked nor renormalised at the border: taps outside the map keep their share and
+    multiply zero. Released weights depend on it.
+
+    Args:
+        value: (B, H, W, C), channels last.
+        logits: (B, H, W, G·K²) in value's dtype, head-major (entry g·K² + t), taps row by row from the top left.
+        ghost_mul, ghost_add: (C, K²) in value's dtype or float32; None means 1 and 0.
+        num_heads: G, a divisor of C.
+        kernel_size: K, odd.
+        dilation: distance between taps, in positions.
+        attn_drop: dropout probability between softmax and ghost head; pass 0 outside training. The fused
+            backends have none, so a positive value runs the reference.
+        backend: one of ``BACKENDS``. A backend asked for by name never falls back to another.
+
+    Returns:
+        (B, H, W, C) in value's dtype. Half-precision inputs are accumulated in float32.
+
+    Raises:
+        TypeError: an input is not a floating-point tensor, or dtypes or devices differ.
+        ValueError: a shape, size or backend name is not allowed; the message names it.
+    """
+    _check(value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation, attn_drop)
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} does not exist; choose one of {', '.join(BACKENDS)}")
+    return elsa_attention_reference(
+        value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation, attn_drop
+    )
+
+
+def backend_info() -> dict[str, Any]:
+    """Which backends can run here, and for the others the reason why not: ``{name: "available" | reason}``."""
+    return {"reference": "available"}
+
+
+def _check(value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation, attn_drop) -> None:
+    for name, number in (("num_heads", num_heads), ("kernel_size", kernel_size), ("dilation", dilation)):
+        if isinstance(number, bool) or not isinstance(number, (int, torch.SymInt)):
+            raise TypeError(f"{name} must be an int, got {number!r}")
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+    if kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be odd, got {kernel_size}; try {kernel_size - 1} or {kernel_size + 1}")
+    if not 0.0 <= attn_drop < 1.0:
+        raise ValueError(f"attn_drop must be in [0, 1), got {attn_drop}")
+
+    inputs = {"value": value, "logits": logits, "ghost_mul": ghost_mul, "ghost_add": ghost_add}
+    tensors = {name: tensor for name, tensor in inputs.items() if tensor is not None}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.dtype not in FLOATING:
+            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+        if tensor.device != value.device:
+            raise TypeError(f"{name} is on {tensor.device}, value on {value.device}; put both on one device")
+        if tensor.dtype != value.dtype and not (name.startswith("ghost") and tensor.dtype == torch.float32):
+            raise TypeError(f"{name} has dtype {tensor.dtype}, value {value.dtype}; they must agree")
+
+    if value.ndim != 4:
+        raise ValueError(f"value must be (B, H, W, C), got shape {tuple(value.shape)}")
+    batch, height, width, channels = value.shape
+    if height == 0 or width == 0 or channels == 0:
+        raise ValueError(f"value needs at least one position and one channel, got shape {tuple(value.shape)}")
+    if channels % num_heads:
+        raise ValueError(f"num_heads must divide the channels: {channels} channels, {num_heads} heads")
+    expected = (batch, height, width, num_heads * kernel_size**2)
+    if tuple(logits.shape) != expected:
+        raise ValueError(f"logits must be (B, H, W, G·K²) = {expected}, got shape {tuple(logits.shape)}")
+    for name in ("ghost_mul", "ghost_add"):
+        if name in tensors and tuple(tensors[name].shape) != (channels, kernel_size**2):
+            raise ValueError(
+                f"{name} must be (C, K²) = {(channels, kernel_size**2)}, got shape {tuple(tensors[name].shape)}"
+            )
