@@ -51,9 +51,7 @@ def elsa_attention(
     _check(value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation, attn_drop)
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} does not exist; choose one of {', '.join(BACKENDS)}")
-    return elsa_attention_reference(
-        value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation, attn_drop
-    )
+    return elsa_attention_reference(value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation, attn_drop)
 
 
 def backend_info() -> dict[str, Any]:
