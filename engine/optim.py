@@ -60,9 +60,9 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: CfgNode, steps_per_
     shape = {
         "cosine": dict(sched="cosine"),
         "linear": dict(sched="poly", decay_rate=1.0),
-        "constant": dict(sched="step", decay_rate=1.0, decay_epochs=train.EPOCHS),
+        "constant": dict(sched="constant"),
     }[train.SCHEDULE]
-    return create_scheduler_v2(
+    schedule, _ = create_scheduler_v2(
         optimizer,
         num_epochs=train.EPOCHS,
         cooldown_epochs=train.COOLDOWN_EPOCHS,
@@ -73,3 +73,4 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: CfgNode, steps_per_
         updates_per_epoch=steps_per_epoch,
         **shape,
     )
+    return schedule, train.EPOCHS + train.COOLDOWN_EPOCHS

@@ -173,12 +173,12 @@ class _ConsoleHandler(logging.Handler):
 
 def describe_environment(runtime: Runtime) -> dict[str, Any]:
     """Versions, hardware, command and git state, for the run's folder."""
-    packages = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "yacs")
+    packages = ("torchvision", "timm", "numpy", "pillow", "safetensors", "yacs")
     gpu = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else None
     return {
         "command": sys.argv,
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in packages},
+        "packages": {"torch": torch.__version__, **{name: metadata.version(name) for name in packages}},
         "platform": platform.platform(),
         "device": gpu or platform.processor() or platform.machine(),
         "world_size": runtime.world_size,

@@ -24,6 +24,10 @@ SAFE_CLASSES = [
 ]
 SAFE_CLASSES += [type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "bool")]
 
+# What torch and safetensors raise for files that are damaged or something else altogether.
+UNREADABLE = (RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError, AttributeError)
+UNREADABLE += (safetensors.SafetensorError,)
+
 MODEL_ENTRIES = ("state_dict", "model")
 EMA_ENTRIES = ("state_dict_ema", "model_ema")
 WEIGHTS = ("auto", "model", "ema")
@@ -87,7 +91,7 @@ def read_checkpoint(path: str | Path, trust: bool = False) -> dict[str, Any]:
                 "If you know where the file comes from, pass --trust-checkpoint"
             ) from error
         raise CheckpointError(f"checkpoint {path} is truncated or no checkpoint: {error}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, safetensors.SafetensorError) as error:
+    except UNREADABLE as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"checkpoint {path} is truncated or no checkpoint: {first}") from error
     if not isinstance(content, dict):
