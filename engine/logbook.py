@@ -74,8 +74,11 @@ class Logbook:
             self.bar.close()
             self.bar = None
 
-    def write(self, kind: str, step: int, text: str, **numbers: float) -> None:
-        """One record: a JSON line, TensorBoard scalars ``kind/name``, and ``text`` for people."""
+    def write(self, kind: str, step: int, text: str, where: str = "", **numbers: float) -> None:
+        """One record: a JSON line, TensorBoard scalars ``kind/name``, and ``text`` for people.
+
+        ``where`` tells epoch and step in lines; a progress bar shows them itself.
+        """
         if self.stream is None:
             return
         self.stream.write(json.dumps({"kind": kind, "step": step, **numbers}) + "\n")
@@ -85,7 +88,7 @@ class Logbook:
         if self.bar is not None and kind == "train":
             self.bar.set_postfix_str(text)
         else:
-            logger.info("%s", text)
+            logger.info("%s%s", where, text)
 
     def eta(self, step: int) -> str:
         """Time to the end at the mean pace since this process started."""

@@ -166,12 +166,12 @@ class Trainer:
             **pace.report(self.runtime.world_size),
             "memory_gb": peak_memory_gb(device),
         }
+        where = f"epoch {state.epoch + 1}/{self.epochs} step {step_in_epoch}/{self.batches.steps_per_epoch} "
         text = (
-            f"epoch {state.epoch + 1}/{self.epochs} step {step_in_epoch}/{self.batches.steps_per_epoch} "
             f"loss {numbers['loss']:.4f} lr {record.lr:.2e} {numbers['images_per_s']:.0f} img/s "
             f"data wait {numbers['data_wait']:.0%} {numbers['memory_gb']:.1f} GB ETA {self.logbook.eta(state.step)}"
         )
-        self.logbook.write("train", state.step, text, **numbers)
+        self.logbook.write("train", state.step, text, where, **numbers)
         return Pace()
 
     def finish_epoch(self) -> Metrics | None:

@@ -67,3 +67,10 @@ def check_writable(folder: Path) -> None:
         raise ConfigError(f"--output {folder}: {existing} is a file")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f"--output {folder}: {existing} is not writable")
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output {folder} cannot be made: {error.strerror}") from error

@@ -62,7 +62,7 @@ def draw_predictions(
             continue
         index, target, predicted, confidence = row
         image, _ = source.load(index)
-        axis.imshow(image, cmap="gray" if image.mode == "L" else None, interpolation="nearest")
+        axis.imshow(image, cmap="gray" if image.mode == "L" else None, interpolation="bicubic")
         right = target == predicted
         text = f"{names[predicted]} ({confidence:.0%})" + ("" if right else f"\ntrue: {names[target]}")
         axis.set_title(text, fontsize=9, color=RIGHT if right else WRONG)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from _classification import build_model, open_data, parameters
-from _cli import check_writable, parser, run
+from _cli import check_writable, make_folder, parser, run
 from _pictures import draw_predictions
 from torch.utils.data import IterableDataset
 from yacs.config import CfgNode
@@ -44,7 +44,8 @@ def main() -> None:
         "--pictures", type=int, default=0, metavar="N", help="draw N images with their predictions, mistakes first"
     )
     args = arguments.parse_args()
-    config = load_config(args.config, args.overrides)
+    # The checkpoint replaces whatever training started from.
+    config = load_config(args.config, [*args.overrides, "MODEL.PRETRAINED=''"])
     if args.print_config:
         print(dump(config, comments=True), end="")
         return
@@ -59,9 +60,6 @@ def main() -> None:
 def evaluate_checkpoint(config: CfgNode, args: argparse.Namespace, runtime: Runtime) -> None:
     check_writable(args.output)
     precision = choose_precision(config, runtime.device)
-    config.defrost()
-    config.MODEL.PRETRAINED = ""  # the checkpoint replaces whatever training started from
-    config.freeze()
     model = build_model(config)
     report = load_pretrained(model, args.checkpoint, weights=config.EVAL.WEIGHTS, trust=args.trust_checkpoint)
     logger.info("%s: %s", args.checkpoint, report)
@@ -78,7 +76,7 @@ def evaluate_checkpoint(config: CfgNode, args: argparse.Namespace, runtime: Runt
     seconds = time.perf_counter() - began
     if not runtime.is_main:
         return
-    args.output.mkdir(parents=True, exist_ok=True)
+    make_folder(args.output)
     write_json(
         args.output / "results.json", results(config, args, report, metrics, seconds, runtime, parameters(model))
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from _classification import build_model, open_data, parameters, weights_that_count
-from _cli import check_writable, parser, run
+from _cli import check_writable, make_folder, parser, run
 from _pictures import draw_curves
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -95,6 +95,8 @@ def train(config: CfgNode, args: argparse.Namespace, runtime: Runtime) -> None:
     )
     if resumed is not None:
         restore(state, *resumed)
+    if runtime.sum([float(state.step)])[0] != state.step * runtime.world_size:
+        raise ConfigError(f"processes would continue from different steps: is --output {args.output} on a shared disk?")
     step = TrainStep(
         wrap(model, config, runtime),
         optimizer,
@@ -181,7 +183,7 @@ def prepare_folder(config: CfgNode, args: argparse.Namespace, runtime: Runtime, 
             for name in (f"{LAST}.pt", f"{LAST}.safetensors", f"{BEST}.pt", f"{BEST}.safetensors", "log.jsonl"):
                 (folder / name).unlink(missing_ok=True)
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         launches = folder / "environment.json"
         before = json.loads(launches.read_text()) if launches.exists() and not fresh else []
         write_json(launches, [*before, {"time": time.strftime("%Y-%m-%d %H:%M:%S"), **describe_environment(runtime)}])

@@ -11,7 +11,9 @@ from elsa.data import DataError, build_mix
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_targets_become_probabilities(make_config, tmp_path, mixup, cutmix, smoothing):
-    mix = build_mix(make_config(tmp_path, f"AUG.MIXUP={mixup}", f"AUG.CUTMIX={cutmix}", f"AUG.SMOOTHING={smoothing}"), 4)
+    mix = build_mix(
+        make_config(tmp_path, f"AUG.MIXUP={mixup}", f"AUG.CUTMIX={cutmix}", f"AUG.SMOOTHING={smoothing}"), 4
+    )
     images, targets = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 1, 0])
     mixed, probabilities = mix(images.clone(), targets)
     assert mixed.shape == images.shape

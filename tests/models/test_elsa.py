@@ -127,7 +127,7 @@ def test_default_scale_is_head_dim_to_the_minus_half():
     ids=str,
 )
 def test_refused_arguments_are_named(changes, said):
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the words below are the match
+    with pytest.raises(ValueError) as caught:
         ELSA(**{**dict(dim=32, num_heads=4, kernel_size=3), **changes})
     for word in said:
         assert word in str(caught.value)

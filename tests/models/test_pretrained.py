@@ -192,7 +192,10 @@ def changed_state(model, **changes):
         ({"0.weight": None, "3.bias": None}, ["2 missing", "0.weight", "3.bias"]),
         ({"extra": torch.ones(1)}, ["1 unexpected", "extra"]),
         ({"3.bias": torch.ones(7)}, ["1 of another shape", "3.bias", "(7,)", "(3,)"]),
-        ({"0.weight": None, "extra": torch.ones(1), "3.bias": torch.ones(7)}, ["missing", "unexpected", "another shape"]),
+        (
+            {"0.weight": None, "extra": torch.ones(1), "3.bias": torch.ones(7)},
+            ["missing", "unexpected", "another shape"],
+        ),
         ({f"extra.{i}": torch.ones(1) for i in range(20)}, ["20 unexpected", "extra.0", "14 more"]),
     ],
     ids=["missing", "two missing", "unexpected", "misshaped", "all three", "many"],
@@ -275,7 +278,7 @@ def test_trusted_file_loads(tmp_path):
 
 def test_a_bare_pickle_with_code_is_refused_and_not_run(tmp_path):
     path, touched = tmp_path / "evil.pkl", tmp_path / "touched"
-    path.write_bytes(pickle.dumps({"state_dict": TouchFile(touched)}))
+    path.write_bytes(pickle.dumps({"state_dict": TouchFile(touched)}, protocol=2))
     with pytest.raises(CheckpointError):
         read_checkpoint(path)
     assert not touched.exists()
@@ -305,7 +308,9 @@ def test_truncated_files(tmp_path, form):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>", b"version https://git-lfs", b"\x00" * 300, b"\xff" * 300])
+@pytest.mark.parametrize(
+    "content", [b"<!DOCTYPE html><html>", b"version https://git-lfs", b"\x00" * 300, b"\xff" * 300]
+)
 def test_files_of_another_kind(tmp_path, suffix, content):
     path = tmp_path / f"download{suffix}"
     path.write_bytes(content)

@@ -167,7 +167,7 @@ def test_images_of_a_batch_do_not_influence_each_other():
     ids=str,
 )
 def test_refused_arguments_are_named(changes, said):
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the words below are the match
+    with pytest.raises(ValueError) as caught:
         ELSASwin(**{**SMALL, **changes})
     for word in said:
         assert word in str(caught.value)
@@ -370,7 +370,7 @@ def test_out_indices_choose_levels_and_their_norms(indices):
     ids=str,
 )
 def test_maps_refuse_levels_that_are_not_there(changes, said):
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the words below are the match
+    with pytest.raises(ValueError) as caught:
         small_maps(**changes)
     for word in said:
         assert word in str(caught.value)

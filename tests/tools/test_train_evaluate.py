@@ -128,6 +128,12 @@ def test_a_signal_stops_a_real_process_cleanly(config, start, tmp_path):
     assert torch.load(tmp_path / "run/last.pt")["step"] > 0
 
 
+def test_a_run_goes_on_in_another_folder(trained, config, tool, tmp_path):
+    outcome = tool("train", config, "--output", tmp_path / "new", "--resume", trained)
+    assert outcome.code == 0, outcome.err
+    assert "after step 18" in outcome.err
+
+
 def test_resuming_a_finished_run_changes_nothing(trained, config, tool):
     before = torch.load(trained / "last.pt")
     outcome = tool("train", config, "--output", trained, "--resume", "auto")
@@ -195,6 +201,24 @@ def test_training_can_start_from_weights_with_another_head(trained, config, tool
                    "MODEL.PRETRAINED_IGNORE=['head.*']", "TRAIN.EPOCHS=2")  # fmt: skip
     assert outcome.code == 0, outcome.err
     assert "kept as initialised: head.bias, head.weight" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["AMP.ENABLED=true", "AMP.DTYPE=bfloat16"],
+        ["MODEL.GRAD_CHECKPOINTING=true"],
+        ["TRAIN.ACCUM=2", "DATA.WORKERS=2"],
+    ],
+    ids=["bfloat16", "checkpointing", "accumulation"],
+)
+def test_ways_of_computing_give_about_the_same_run(trained, config, tool, tmp_path, options):
+    same = ["AUG.MIXUP=0", "AUG.CUTMIX=0", "MODEL.DROP_PATH=0"]
+    for name, further in (("plain", []), ("other", options)):
+        assert tool("train", config, "--output", tmp_path / name, "--set", *same, *further).code == 0
+    plain, other = (torch.load(tmp_path / name / "last.pt")["history"] for name in ("plain", "other"))
+    for a, b in zip(plain, other, strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=0.02)
 
 
 def test_a_plain_timm_model_trains_under_the_same_recipe(config, tool, tmp_path):
