@@ -8,8 +8,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from yacs.config import CfgNode
+
 from elsa.data import DataError
-from elsa.engine import ConfigError, TrainingError
+from elsa.engine import ConfigError, TrainingError, dump, load_config
 from elsa.models import CheckpointError
 
 USER_ERRORS = (ConfigError, DataError, CheckpointError)
@@ -38,6 +40,16 @@ def parser(description: str, checkpoint: bool) -> argparse.ArgumentParser:
     arguments.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     arguments.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     return arguments
+
+
+def read(arguments: argparse.ArgumentParser, *forced: str) -> tuple[argparse.Namespace, CfgNode]:
+    """The parsed arguments and the resolved configuration, ``forced`` overrides last; --print-config ends here."""
+    args = arguments.parse_args()
+    config = load_config(args.config, [*args.overrides, *forced])
+    if args.print_config:
+        print(dump(config, comments=True), end="")
+        sys.exit(0)
+    return args, config
 
 
 def run(main: Callable[[], None]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 from elsa.data import Source
 from elsa.engine import write_then_rename
@@ -44,26 +45,27 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> No
     _save(figure, path)
 
 
-def draw_predictions(
-    source: Source, rows: Sequence[tuple[int, int, int, float]], path: Path, title: str, columns: int = 10
-) -> None:
-    """A grid of images with predicted and true class; rows are (index, target, predicted, confidence)."""
-    names = source.classes or [str(number) for number in range(10**4)]
-    lines = -(-len(rows) // columns)
-    figure = Figure(figsize=(1.25 * columns, 1.6 * lines + 0.5), layout="constrained")
-    figure.suptitle(title)
-    for axis, row in zip(
-        figure.subplots(lines, columns, squeeze=False).flat,
-        [*rows, *[None] * (lines * columns - len(rows))],
-        strict=True,
-    ):
-        axis.set_axis_off()
-        if row is None:
-            continue
-        index, target, predicted, confidence = row
-        image, _ = source.load(index)
-        axis.imshow(image, cmap="gray" if image.mode == "L" else None, interpolation="bicubic")
+def draw_predictions(source: Source, rows: Sequence[tuple[int, int, int, float]], path: Path, title: str) -> None:
+    """Images with predicted and true class; rows are (index, target, predicted, confidence)."""
+    names = source.classes or [str(number) for number in range(1 + max(max(row[1:3]) for row in rows))]
+    cells = []
+    for index, target, predicted, confidence in rows:
         right = target == predicted
         text = f"{names[predicted]} ({confidence:.0%})" + ("" if right else f"\ntrue: {names[target]}")
-        axis.set_title(text, fontsize=9, color=RIGHT if right else WRONG)
+        cells.append((source.load(index)[0], text, RIGHT if right else WRONG))
+    draw_grid(cells, path, title)
+
+
+def draw_grid(cells: Sequence[tuple[Image.Image, str, str]], path: Path, title: str, columns: int = 10) -> None:
+    """A grid of images with a coloured line of text above each; cells are (image, text, colour)."""
+    columns = min(columns, len(cells))
+    lines = -(-len(cells) // columns)
+    figure = Figure(figsize=(max(1.25 * columns, 5), 1.6 * lines + 0.5), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(lines, columns, squeeze=False).flat
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, (image, text, colour) in zip(axes, cells, strict=False):
+        axis.imshow(image, cmap="gray" if image.mode == "L" else None, interpolation="bicubic")
+        axis.set_title(text, fontsize=9, color=colour)
     _save(figure, path)

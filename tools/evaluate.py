@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from _classification import build_model, open_data, parameters
-from _cli import check_writable, make_folder, parser, run
+from _cli import check_writable, make_folder, parser, read, run
 from _pictures import draw_predictions
 from torch.utils.data import IterableDataset
 from yacs.config import CfgNode
@@ -24,9 +24,7 @@ from elsa.engine import (
     choose_precision,
     describe_environment,
     distributed,
-    dump,
     evaluate,
-    load_config,
     logger,
     mistakes_first,
     plain,
@@ -43,12 +41,7 @@ def main() -> None:
     arguments.add_argument(
         "--pictures", type=int, default=0, metavar="N", help="draw N images with their predictions, mistakes first"
     )
-    args = arguments.parse_args()
-    # The checkpoint replaces whatever training started from.
-    config = load_config(args.config, [*args.overrides, "MODEL.PRETRAINED=''"])
-    if args.print_config:
-        print(dump(config, comments=True), end="")
-        return
+    args, config = read(arguments, "MODEL.PRETRAINED=''")  # the checkpoint replaces what training started from
     args.output = args.output or Path("runs/evaluate") / args.config.stem
     if args.pictures < 0:
         raise ConfigError(f"--pictures must be at least 0, got {args.pictures}")

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from _classification import build_model, open_data, parameters, weights_that_count
-from _cli import check_writable, make_folder, parser, run
+from _cli import check_writable, make_folder, parser, read, run
 from _pictures import draw_curves
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -42,7 +42,6 @@ from elsa.engine import (
     distributed,
     dump,
     evaluate,
-    load_config,
     logger,
     peak_memory_gb,
     read_log,
@@ -60,11 +59,7 @@ def main() -> None:
         "--resume", metavar="auto|PATH", help="auto: continue from DIR/last.pt where there is one; or from a checkpoint"
     )
     arguments.add_argument("--overwrite", action="store_true", help="replace the run that DIR holds")
-    args = arguments.parse_args()
-    config = load_config(args.config, args.overrides)
-    if args.print_config:
-        print(dump(config, comments=True), end="")
-        return
+    args, config = read(arguments)
     if args.output is None:
         raise ConfigError("--output DIR is needed: where checkpoints and logs go")
     with distributed(args.device) as runtime:

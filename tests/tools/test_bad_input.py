@@ -160,3 +160,16 @@ def test_the_exit_code_reaches_the_shell(root, tmp_path):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "options", "message"),
+    [
+        ("absent", [], "absent does not exist"),
+        (".", [], "has no images"),
+        (".", ["--top", "9"], "--top must be between"),
+    ],
+)
+def test_nothing_to_predict(tool, config, run, tmp_path, place, options, message):
+    (tmp_path / "bare").mkdir()
+    refused(tool("predict", config, run / "last.pt", tmp_path / "bare" / place, *options), message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -229,8 +230,6 @@ def test_a_plain_timm_model_trains_under_the_same_recipe(config, tool, tmp_path)
 
 
 def test_unreadable_images_are_skipped_counted_and_bounded(config, tool, tmp_path, images):
-    import shutil
-
     broken = tmp_path / "images"
     shutil.copytree(images, broken)
     (broken / "val/class1/3.png").write_bytes(b"no image")
@@ -246,3 +245,19 @@ def test_unreadable_images_are_skipped_counted_and_bounded(config, tool, tmp_pat
     bounded = tool("evaluate", config, tmp_path / "run/last.pt", *options, "DATA.MAX_BAD=0")
     assert bounded.code == 2
     assert "val/class1/3.png" in bounded.err.splitlines()[-1]
+
+
+def test_images_of_ones_own_are_classified(trained, config, tool, tmp_path, images):
+    """The same answers as the evaluator's; class names come with the checkpoint; broken files are named."""
+    folder = tmp_path / "mine"
+    shutil.copytree(images / "val", folder)
+    (folder / "broken.png").write_bytes(b"no image")
+    outcome = tool("predict", config, trained / "last.pt", folder, "--output", tmp_path / "out", "--top", 2)
+    assert outcome.code == 0, outcome.err
+    assert "broken.png: it cannot be read" in outcome.err
+    rows = json.loads((tmp_path / "out/predictions.json").read_text())
+    hits = sum(row["top"][0]["class"] in row["image"] for row in rows)
+    last = json.loads((trained / "summary.json").read_text())["last"]
+    assert 100 * hits / len(rows) == last["top1"]
+    assert all(len(row["top"]) == 2 and row["top"][0]["confidence"] >= row["top"][1]["confidence"] for row in rows)
+    assert (tmp_path / "out/predictions.png").read_bytes().startswith(b"\x89PNG")
