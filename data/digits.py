@@ -18,7 +18,7 @@ def write_digits(root: str | Path) -> Path:
     the same on every machine. The folder appears whole or not at all.
     """
     root = Path(root)
-    if all(len(list((root / split).glob("*/*.png"))) == count for split, count in DIGITS_COUNT.items()):
+    if _is_complete(root):
         return root
     if root.exists() and any(root.iterdir()):
         raise FileExistsError(f"{root} exists and does not hold the digits; remove it or choose another DATA.ROOT")
@@ -38,7 +38,15 @@ def write_digits(root: str | Path) -> Path:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray((digits.images[number] * (255 / 16)).round().astype("uint8")).save(path)
         beside.chmod(0o755)
-        beside.replace(root)
+        try:
+            beside.replace(root)
+        except OSError:
+            if not _is_complete(root):  # else another process was faster
+                raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return root
+
+
+def _is_complete(root: Path) -> bool:
+    return all(len(list((root / split).glob("*/*.png"))) == count for split, count in DIGITS_COUNT.items())

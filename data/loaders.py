@@ -102,15 +102,26 @@ class EvalImages(Dataset):
 
 
 class Streamed(IterableDataset):
-    """One of timm's streaming readers, in the form of the data sets above."""
+    """One of timm's streaming readers, in the form of the data sets above.
 
-    def __init__(self, stream: IterableDataset, transform: Callable) -> None:
-        self.stream = stream
+    Its order comes from the seed of the loader process, hence from the loader's generator. timm's readers leave out
+    unreadable images themselves.
+    """
+
+    def __init__(self, stream: IterableDataset, transform: Callable, seed: int, alone: bool = False) -> None:
+        self.stream, self.seed = stream, seed
         stream.transform = transform
+        if alone:  # this process reads the whole split, instead of a share that may miss or repeat images
+            stream.reader.dist_rank, stream.reader.dist_num_replicas = 0, 1
 
     def __iter__(self) -> Iterator[tuple[Tensor, int, int, tuple[str, ...]]]:
         for image, target in self.stream:
             yield image, int(target), -1, ()
+
+
+def count_images(source: Source | IterableDataset) -> int:
+    """Images of the whole split; a stream's own length is rounded and counts one process's share."""
+    return int(source.reader.num_samples) if isinstance(source, IterableDataset) else len(source)
 
 
 def collate(samples: list[tuple[Tensor | None, int, int, tuple[str, ...]]]) -> Batch:
@@ -160,6 +171,7 @@ class TrainLoader:
             batches = iter(self.loader)
         else:
             self.loader.dataset.stream.set_epoch(epoch)
+            self.loader.generator.manual_seed(zlib.crc32(repr((self.loader.dataset.seed, epoch)).encode()))
             endless = itertools.chain.from_iterable(itertools.repeat(self.loader))
             batches = itertools.islice(endless, first_step * self.accum, self.steps_per_epoch * self.accum)
         while step := list(itertools.islice(batches, self.accum)):
@@ -171,20 +183,30 @@ class TrainLoader:
 class EvalLoader:
     """Batches of this process's share of a split; the shares of all processes make up the split exactly once.
 
+    Of a stream the main process reads all; what its reader left out comes last, as unreadable.
+
     Attributes:
         total: images of the whole split.
     """
 
-    def __init__(self, loader: DataLoader, total: int, bad: BadImages) -> None:
+    def __init__(self, loader: DataLoader | tuple[()], total: int, bad: BadImages) -> None:
         self.loader, self.total, self.bad = loader, total, bad
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
+        seen = 0
         for batch in self.loader:
             self.bad.add(batch.bad)
+            seen += len(batch.targets)
             yield batch
+        if isinstance(getattr(self.loader, "dataset", None), Streamed) and seen < self.total:
+            left_out = tuple(
+                f"image {number} of those the stream left out" for number in range(1, self.total - seen + 1)
+            )
+            self.bad.add(left_out)
+            yield collate([(None, -1, -1, left_out)])
 
     def with_progress(self) -> Iterator[Batch]:
         """The same with a bar and an ETA on a terminal."""
@@ -213,10 +235,9 @@ def train_loader(config: CfgNode, source: Source | IterableDataset, rank: int, w
     """
     data, aug, accum = config.DATA, config.AUG, config.TRAIN.ACCUM
     micro = micro_batch(config, world_size)
-    if len(source) < data.BATCH:
-        raise DataError(
-            f"the training split has {len(source)} images, fewer than one batch: DATA.BATCH is {data.BATCH}"
-        )
+    images = count_images(source)
+    if images < data.BATCH:
+        raise DataError(f"the training split has {images} images, fewer than one batch: DATA.BATCH is {data.BATCH}")
     transform = create_transform(
         (config.MODEL.IN_CHANS, data.IMG_SIZE, data.IMG_SIZE),
         is_training=True,
@@ -233,13 +254,15 @@ def train_loader(config: CfgNode, source: Source | IterableDataset, rank: int, w
         std=data.STD,
         use_prefetcher=False,
     )
-    steps = len(source) // data.BATCH
+    steps = images // data.BATCH
     bad = BadImages(data.MAX_BAD)
     common = _worker_options(config)
     if isinstance(source, IterableDataset):
-        source.set_loader_cfg(num_workers=data.WORKERS)
-        loader = DataLoader(Streamed(source, transform), batch_size=micro, drop_last=True, **common)
-        return TrainLoader(loader, None, steps, accum, bad)
+        # Fresh loader processes each epoch, at least one, so that the order depends on seed and epoch alone.
+        common |= dict(num_workers=max(1, data.WORKERS), persistent_workers=False, generator=torch.Generator())
+        source.set_loader_cfg(num_workers=common["num_workers"])
+        streamed = Streamed(source, transform, config.TRAIN.SEED)
+        return TrainLoader(DataLoader(streamed, batch_size=micro, drop_last=True, **common), None, steps, accum, bad)
     sampler = TrainSampler(len(source), data.BATCH, accum, rank, world_size, config.TRAIN.SEED)
     loader = DataLoader(TrainImages(source, transform, config.TRAIN.SEED), batch_sampler=sampler, **common)
     return TrainLoader(loader, sampler, steps, accum, bad)
@@ -251,8 +274,9 @@ def eval_loader(config: CfgNode, source: Source | IterableDataset, rank: int, wo
     bad = BadImages(config.DATA.MAX_BAD)
     common = dict(batch_size=config.DATA.EVAL_BATCH, **_worker_options(config))
     if isinstance(source, IterableDataset):
+        streamed = Streamed(source, transform, config.TRAIN.SEED, alone=True)
         source.set_loader_cfg(num_workers=config.DATA.WORKERS)
-        return EvalLoader(DataLoader(Streamed(source, transform), **common), len(source), bad)
+        return EvalLoader(DataLoader(streamed, **common) if rank == 0 else (), count_images(source), bad)
     share = range(rank, len(source), world_size)
     return EvalLoader(DataLoader(EvalImages(source, transform), sampler=share, **common), len(source), bad)
 

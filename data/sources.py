@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections import Counter
+import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from timm.data import create_dataset, create_reader, get_img_extensions
+from timm.data import create_dataset, create_reader
 from torch.utils.data import IterableDataset
 from yacs.config import CfgNode
 
@@ -24,6 +25,29 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBom
 
 class DataError(ValueError):
     """The data is not what the configuration says; the message names the place."""
+
+
+class FolderImages:
+    """``path/CLASS/**/IMAGE`` in the order of ``classes``; items are (path of the image, class index)."""
+
+    def __init__(self, path: Path, classes: list[str]) -> None:
+        endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+        self.samples = [
+            (str(Path(folder, name)), index)
+            for index, label in enumerate(classes)
+            for folder, _, names in sorted(os.walk(path / label))
+            for name in sorted(names)
+            if os.path.splitext(name)[1].lower() in endings
+        ]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[str, int]:
+        return self.samples[index]
+
+    def filename(self, index: int, absolute: bool = True) -> str:
+        return self.samples[index][0]
 
 
 class Source:
@@ -89,7 +113,7 @@ def _open_reader(config: CfgNode, mode: str, name: str) -> Source | IterableData
             seed=config.TRAIN.SEED,
             input_img_mode=mode,
         )
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:  # AttributeError: a folder named like the package
         raise DataError(f"DATA.DATASET {data.DATASET} needs a package that is not installed: {error}") from error
     except (OSError, ValueError, RuntimeError, AssertionError, KeyError) as error:
         raise DataError(f"DATA.DATASET {data.DATASET}, root {data.ROOT}, split {split}: {error}") from error
@@ -105,51 +129,56 @@ def _open_reader(config: CfgNode, mode: str, name: str) -> Source | IterableData
 
 
 def _open_folders(config: CfgNode, mode: str, names: tuple[str, ...]) -> list[Source]:
-    """Splits of an ImageNet-style folder, all with the class order of the training split where it is there."""
+    """Splits of an ImageNet-style folder or of tar files, all with the class order of the training split."""
     root = Path(config.DATA.ROOT)
     if not root.is_dir():
         near = difflib.get_close_matches(root.name, [p.name for p in root.parent.glob("*")], 1)
         hint = f"; did you mean {root.parent / near[0]}?" if near else ""
         raise DataError(f"DATA.ROOT {root} does not exist{hint}")
-    wanted = {"train": config.DATA.TRAIN_SPLIT, "val": config.DATA.VAL_SPLIT}
-    paths = {name: _split_path(root, wanted[name]) for name in names}
-    tars = {name: path for name, path in paths.items() if path.suffix == ".tar"}
-    if tars:
-        return [_open_tar(config, mode, path) for path in paths.values()]
+    paths = [_split_path(root, config.DATA.TRAIN_SPLIT if name == "train" else config.DATA.VAL_SPLIT) for name in names]
+    reference = _split_path(root, config.DATA.TRAIN_SPLIT, required=False) or paths[0]
+    for path in paths:
+        if path.suffix != reference.suffix:
+            raise DataError(f"{reference} and {path}: use folders for both splits, or tar files for both")
+    if reference.suffix == ".tar":
+        sources = [_open_tar(config, mode, path) for path in paths]
+        for source in sources:
+            if source.classes != sources[0].classes:
+                odd = sorted(set(source.classes) ^ set(sources[0].classes))
+                raise DataError(f"the tar files in {root} have different classes: {', '.join(odd[:5])}")
+        return sources
 
-    reference = paths.get("train") or _split_path(root, wanted["train"], required=False) or paths["val"]
     classes = sorted(path.name for path in reference.iterdir() if path.is_dir())
     if not classes:
         raise DataError(f"{reference} has no class folders; expected {reference}/CLASS/IMAGE")
     _check_count(config, classes, str(reference))
-    return [_open_folder(path, classes, reference, mode) for path in paths.values()]
+    return [_open_folder(path, classes, reference, mode) for path in paths]
 
 
 def _open_folder(path: Path, classes: list[str], reference: Path, mode: str) -> Source:
     own = {entry.name for entry in path.iterdir() if entry.is_dir()}
     if unknown := sorted(own - set(classes)):
         raise DataError(f"{path} has classes that {reference} has not: {', '.join(unknown[:5])}")
-    try:
-        reader = create_reader("", root=str(path), class_map={name: index for index, name in enumerate(classes)})
-    except RuntimeError:
-        raise DataError(f"{path} has no images (of {', '.join(sorted(get_img_extensions()))})") from None
-    counts = Counter(target for _, target in reader.samples)
-    if empty := [name for index, name in enumerate(classes) if not counts[index]]:
+    images = FolderImages(path, classes)
+    if not len(images):
+        raise DataError(f"{path} has no images")
+    present = {index for _, index in images.samples}
+    if empty := [name for index, name in enumerate(classes) if index not in present]:
         listing = f"{len(empty)} of {len(classes)} classes have no image in {path}: {', '.join(empty[:5])}"
         if path == reference:
             raise DataError(listing)
         logger.warning("%s", listing)
-    return Source(reader, mode, classes)
+    return Source(images, mode, classes)
 
 
 def _open_tar(config: CfgNode, mode: str, path: Path) -> Source:
-    if not path.suffix == ".tar":
-        raise DataError(f"{path} is no tar file, but the other split is; use the same form for both")
+    """Images of a tar file, by class in the order of a folder's (timm's own order is another one)."""
     try:
         reader = create_reader("", root=str(path))
-    except (OSError, RuntimeError, AssertionError) as error:
-        raise DataError(f"{path}: {error}") from error
-    classes = sorted(reader.class_name_to_idx, key=reader.class_name_to_idx.get)
+        classes = sorted(reader.class_name_to_idx)
+        reader = create_reader("", root=str(path), class_map={name: index for index, name in enumerate(classes)})
+    except (OSError, RuntimeError, AssertionError, ValueError, tarfile.TarError) as error:
+        raise DataError(f"{path} has no images that can be read: {error}") from error
     _check_count(config, classes, str(path))
     return Source(reader, mode, classes)
 
@@ -158,13 +187,15 @@ def _split_path(root: Path, split: str, required: bool = True) -> Path | None:
     """The folder or tar file of a split, under any of its usual names."""
     synonyms = next((group for group in SPLIT_NAMES if split in group), (split,))
     for name in (split, *synonyms):
-        for path in (root / name, root / f"{name}.tar"):
-            if path.exists():
-                return path
+        if (root / name).is_dir():
+            return root / name
+        if (root / f"{name}.tar").is_file():
+            return root / f"{name}.tar"
     if not required:
         return None
     there = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
-    raise DataError(f"DATA.ROOT {root} has no {' or '.join(dict.fromkeys((split, *synonyms)))}; it holds {there}")
+    choices = " or ".join(dict.fromkeys((split, *synonyms)))
+    raise DataError(f"DATA.ROOT {root} has no folder (nor .tar file) {choices}; it holds {there}")
 
 
 def _check_count(config: CfgNode, classes: list[str], where: str) -> None:

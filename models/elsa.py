@@ -58,6 +58,9 @@ class ELSA(nn.Module):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
+        for name, number in (("num_heads", num_heads), ("group_width", group_width), ("groups", groups)):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
         dim_v = dim_v or dim
         dim_qk = math.ceil((dim_qk or dim // 3 * 2) / group_width) * group_width
         logits = num_heads * kernel_size**2

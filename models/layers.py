@@ -84,8 +84,10 @@ class WindowAttention(nn.Module):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        if dim % num_heads:
+        if num_heads < 1 or dim % num_heads:
             raise ValueError(f"num_heads must divide the channels: {dim} channels, {num_heads} heads")
+        if window_size < 1:
+            raise ValueError(f"window_size must be positive, got {window_size}")
         self.num_heads, self.window_size, self.attn_drop = num_heads, window_size, attn_drop
         self.pre_proj = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.rb = nn.Parameter(torch.empty(num_heads, (2 * window_size - 1) ** 2))
@@ -104,7 +106,7 @@ class WindowAttention(nn.Module):
     def set_window_size(self, window_size: int) -> None:
         size = ((2 * window_size - 1) ** 2, self.num_heads)
         table = resize_rel_pos_bias_table(self.rb.T, (window_size, window_size), size)
-        self.rb = nn.Parameter(table.T.contiguous())
+        self.rb = nn.Parameter(table.T.contiguous(), self.rb.requires_grad)
         self.relative_id = self._relative_id(window_size).to(self.rb.device)
         self.window_size = window_size
 
@@ -150,7 +152,7 @@ class WindowBlock(nn.Module):
     """Swin Transformer block: (shifted-)window attention and an MLP, both pre-norm with stochastic depth.
 
     Args:
-        shift: cyclic shift of the windows in positions, 0 for none.
+        shifted: whether windows are shifted cyclically by half their size.
         shift_small_maps: whether to shift where the smaller side of the map is no larger than the window. The
             published classification models do not, the published detection and segmentation backbones do.
     """
@@ -161,7 +163,7 @@ class WindowBlock(nn.Module):
         num_heads: int,
         *,
         window_size: int,
-        shift: int,
+        shifted: bool,
         shift_small_maps: bool,
         mlp_ratio: float,
         qkv_bias: bool = True,
@@ -170,7 +172,7 @@ class WindowBlock(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        self.window_size, self.shift, self.shift_small_maps = window_size, shift, shift_small_maps
+        self.window_size, self.shifted, self.shift_small_maps = window_size, shifted, shift_small_maps
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(
             dim, num_heads, window_size, qkv_bias=qkv_bias, attn_drop=attn_drop, proj_drop=proj_drop
@@ -184,13 +186,15 @@ class WindowBlock(nn.Module):
         """Another window size; the bias table is resized with it."""
         if window_size < 1:
             raise ValueError(f"window_size must be positive, got {window_size}")
-        self.window_size, self.shift = window_size, window_size // 2 if self.shift else 0
+        self.window_size = window_size
         self.attn.set_window_size(window_size)
 
     def window_attention(self, x: Tensor) -> Tensor:
         """Pad, shift, attend within windows, undo: (B, H, W, C) → (B, H, W, C)."""
         height, width = x.shape[1:3]
-        shift = self.shift if self.shift_small_maps or min(height, width) > self.window_size else 0
+        shift = self.window_size // 2 if self.shifted else 0
+        if not self.shift_small_maps and min(height, width) <= self.window_size:
+            shift = 0
         x = pad_to_multiple(x, self.window_size)
         padded_height, padded_width = x.shape[1:3]
         mask = None

@@ -6,6 +6,7 @@ import argparse
 import fnmatch
 import pickle
 import re
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +17,29 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-# Harmless classes found in published files (timm 0.4 stores its argparse.Namespace; numpy scalars hold metrics).
+# Harmless classes found in published files: timm 0.4 stores its argparse.Namespace, and metrics are numpy scalars,
+# which numpy 1 and numpy 2 write under different names.
+_SCALAR = np.float64(0).__reduce__()[0]
 SAFE_CLASSES = [
     argparse.Namespace,
     np.dtype,
-    np.core.multiarray.scalar if np.__version__ < "2" else np._core.multiarray.scalar,
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    *{type(np.dtype(kind)) for kind in np.sctypeDict.values() if np.dtype(kind).kind in "biufc"},
 ]
-SAFE_CLASSES += [type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "bool")]
 
 # What torch and safetensors raise for files that are damaged or something else altogether.
-UNREADABLE = (RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError, AttributeError)
+UNREADABLE = (
+    RuntimeError,
+    OSError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    struct.error,
+)
 UNREADABLE += (safetensors.SafetensorError,)
 
 MODEL_ENTRIES = ("state_dict", "model")
@@ -71,7 +85,8 @@ def read_checkpoint(path: str | Path, trust: bool = False) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        beside = sorted(p.name for p in path.parent.glob("*") if p.suffix in (".pt", ".pth", ".safetensors"))
+        endings = (".pt", ".pth", ".pth.tar", ".safetensors")
+        beside = sorted(p.name for p in path.parent.glob("*") if p.name.endswith(endings))
         hint = f"; the folder has {', '.join(beside[:5])}" if beside else ""
         raise CheckpointError(f"checkpoint {path} does not exist{hint}")
     try:
@@ -83,14 +98,15 @@ def read_checkpoint(path: str | Path, trust: bool = False) -> dict[str, Any]:
             with torch.serialization.safe_globals(SAFE_CLASSES):
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        unsafe = re.search(r"(?:GLOBAL|global|Unsupported class|Unsupported operand)[: ]+([\w.<>]+)", str(error))
-        if "eights only load failed" in str(error) or "weights_only" in str(error):
-            what = f" ({unsafe[1]})" if unsafe else ""
+        # torch says "Unsupported operand" of bytes that are no pickle at all; 149 is a global in pickle protocol 4.
+        code = re.search(r"GLOBAL ([\w.]+)|Unsupported class ([\w.]+)|Unsupported operand (149)\b", str(error))
+        if code:
+            what = f" ({code[1] or code[2]})" if code[1] or code[2] else ""
             raise CheckpointError(
                 f"checkpoint {path} holds pickled code{what}, which could run anything; it was not executed. "
                 "If you know where the file comes from, pass --trust-checkpoint"
             ) from error
-        raise CheckpointError(f"checkpoint {path} is truncated or no checkpoint: {error}") from error
+        raise CheckpointError(f"checkpoint {path} is truncated or no checkpoint") from error
     except UNREADABLE as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"checkpoint {path} is truncated or no checkpoint: {first}") from error

@@ -5,7 +5,7 @@ One trunk, ``SwinStages``, serves classification (``ELSASwin``) and detection an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,9 +19,9 @@ ATTENTIONS = ("elsa", "window")
 
 
 class Stage(nn.Module):
-    """Blocks at one resolution, then (but for the last stage) patch merging.
+    """Blocks at one resolution: (B, H, W, C) → (B, H, W, C).
 
-    forward: (B, H, W, C) → the stage's map (B, H, W, C) and what the next stage takes, (B, ⌈H/2⌉, ⌈W/2⌉, 2C).
+    ``downsample`` belongs to the stage as in the published names: it makes what the next stage takes.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], dim: int, merge: bool) -> None:
@@ -30,13 +30,13 @@ class Stage(nn.Module):
         self.downsample = PatchMerging(dim) if merge else nn.Identity()
         self.grad_checkpointing = False
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)
-        return x, self.downsample(x)
+        return x
 
 
 class SwinStages(nn.Module):
@@ -96,7 +96,7 @@ class SwinStages(nn.Module):
         common = dict(mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, attn_drop=attn_drop_rate, proj_drop=proj_drop_rate)
         elsa = dict(kernel_size=elsa_kernel, group_width=group_width, lam=lam, gamma=gamma, qk_scale=qk_scale)
         window = dict(window_size=window_size, shift_small_maps=shift_small_maps)
-        rates = iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())
+        rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         self.layers = nn.ModuleList()
         for stage, dim in enumerate(self.stage_dims):
             blocks = []
@@ -105,8 +105,7 @@ class SwinStages(nn.Module):
                 if attention[stage] == "elsa":
                     blocks.append(ELSABlock(dim, heads, drop_path=rate, **common, **elsa))
                 else:
-                    shift = window_size // 2 if index % 2 else 0
-                    blocks.append(WindowBlock(dim, heads, drop_path=rate, shift=shift, **common, **window))
+                    blocks.append(WindowBlock(dim, heads, drop_path=rate, shifted=index % 2 == 1, **common, **window))
             self.layers.append(Stage(blocks, dim, merge=stage < len(depths) - 1))
 
         for module in self.modules():
@@ -174,7 +173,7 @@ class ELSASwin(SwinStages):
         """(B, C_in, H, W) → the normalised last map, (B, ⌈H/32⌉, ⌈W/32⌉, C)."""
         x = self.embed(x)
         for stage in self.layers:
-            _, x = stage(x)
+            x = stage.downsample(stage(x))
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -222,14 +221,14 @@ class ELSASwin(SwinStages):
         intermediates = []
         x = self.embed(x)
         for index, stage in enumerate(self.layers[: last + 1] if stop_early else self.layers):
-            level, x = stage(x)
+            x = level = stage(x if index == 0 else self.layers[index - 1].downsample(x))
             if index in wanted:
                 if norm and index == len(self.stage_dims) - 1:
                     level = self.norm(level)
                 intermediates.append(level.permute(0, 3, 1, 2) if output_fmt == "NCHW" else level)
         if intermediates_only:
             return intermediates
-        return (self.norm(x) if index == len(self.stage_dims) - 1 else level), intermediates
+        return (self.norm(x) if index == len(self.stage_dims) - 1 else x), intermediates
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -260,7 +259,8 @@ class ELSASwin(SwinStages):
         if not num_classes:
             self.head = nn.Identity()
             return
-        self.head = nn.Linear(self.num_features, num_classes)
+        like = self.patch_embed.proj.weight
+        self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
@@ -272,7 +272,7 @@ class ELSASwin(SwinStages):
             self.patch_embed.set_input_size(img_size)
             if self.absolute_pos_embed is not None:
                 table = resize_position_table(self.absolute_pos_embed, old_grid, self.patch_embed.grid_size)
-                self.absolute_pos_embed = nn.Parameter(table)
+                self.absolute_pos_embed = nn.Parameter(table, self.absolute_pos_embed.requires_grad)
         if window_size is not None:
             for block in self.modules():
                 if isinstance(block, WindowBlock):
@@ -318,26 +318,36 @@ class ELSASwinMaps(SwinStages):
         self.out_indices, self.frozen_stages = tuple(out_indices), frozen_stages
         for index in self.out_indices:
             self.add_module(f"norm{index}", nn.LayerNorm(self.stage_dims[index]))
-        self._frozen().requires_grad_(False)
+        for parameter in self._frozen_parameters():
+            parameter.requires_grad_(False)
 
     def _ape_table(self) -> Tensor:
         return nn.init.trunc_normal_(torch.empty(1, self.stage_dims[0], *self.patch_embed.grid_size), std=0.02)
 
-    def _frozen(self) -> nn.ModuleList:
+    def _frozen_modules(self) -> list[nn.Module]:
         if self.frozen_stages < 0:
-            return nn.ModuleList()
-        return nn.ModuleList([self.patch_embed, *self.layers[: self.frozen_stages]])
+            return []
+        return [self.patch_embed, self.pos_drop, *self.layers[: self.frozen_stages]]
+
+    def _frozen_parameters(self) -> Iterator[nn.Parameter]:
+        """Of the frozen modules, and of what no returned map depends on: gradient reducers refuse such leftovers."""
+        last = self.layers[max(self.out_indices)]
+        for module in (*self._frozen_modules(), last.downsample, *self.layers[max(self.out_indices) + 1 :]):
+            yield from module.parameters()
+        if self.frozen_stages >= 0 and self.absolute_pos_embed is not None:
+            yield self.absolute_pos_embed
 
     def train(self, mode: bool = True) -> ELSASwinMaps:
         super().train(mode)
-        self._frozen().eval()
+        for module in self._frozen_modules():
+            module.eval()
         return self
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, C_in, H, W) → one (B, C_i, ⌈H/s⌉, ⌈W/s⌉) map per out index, s = 4 · 2^i."""
         x, maps = self.embed(x), []
         for index, stage in enumerate(self.layers[: max(self.out_indices) + 1]):
-            level, x = stage(x)
+            x = stage(x if index == 0 else self.layers[index - 1].downsample(x))
             if index in self.out_indices:
-                maps.append(self.get_submodule(f"norm{index}")(level).permute(0, 3, 1, 2))
+                maps.append(self.get_submodule(f"norm{index}")(x).permute(0, 3, 1, 2))
         return maps

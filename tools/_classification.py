@@ -31,6 +31,8 @@ def build_model(config: CfgNode) -> nn.Module:
         near = difflib.get_close_matches(model.NAME, timm.list_models(), 1)
         hint = f"; did you mean {near[0]}?" if near else "; timm.list_models() has all names"
         raise ConfigError(f"MODEL.NAME {model.NAME!r} is no model{hint}")
+    if dropped := [name for name, value in model.KWARGS.items() if value is None]:
+        raise ConfigError(f"MODEL.KWARGS: timm leaves out arguments that are null: {', '.join(dropped)}")
     common: dict[str, Any] = dict(
         num_classes=model.NUM_CLASSES, in_chans=model.IN_CHANS, drop_path_rate=model.DROP_PATH, drop_rate=model.DROP
     )

@@ -317,3 +317,13 @@ def test_a_damaged_file_is_either_decoded_or_unreadable(folder, make_config, for
         else:
             assert image.mode == "RGB"
     assert refused > 5
+
+
+def test_the_published_augmentation_never_fails(folder, make_config):
+    """Every operation of RandAugment at every strength that occurs, with the installed Pillow (13 refuses one)."""
+    config = make_config(folder, *RANDOM)
+    (source,) = open_splits(config, "train")
+    images = train_loader(config, source, 0, 1).loader.dataset
+    for epoch in range(60):
+        for index in range(len(images)):
+            assert images[epoch, index][0].isfinite().all()

@@ -171,7 +171,7 @@ def test_a_file_in_place_of_a_folder(write_images, make_config):
     root = write_images(TWO)
     shutil.rmtree(root / "train")
     (root / "train").touch()
-    assert str(root / "train") in refusal(make_config(root))
+    assert f"{root} has no folder (nor .tar file) train" in refusal(make_config(root))
 
 
 # ---- tar files
@@ -311,7 +311,6 @@ def test_missing_webdataset_is_named(shards, monkeypatch):
 @pytest.fixture
 def shards(tmp_path, root):
     """12 training and 10 validation images in shards of at most 3; image n has the grey value 10 n."""
-    pytest.importorskip("webdataset")
 
     class Shards:
         folder = tmp_path / "shards"
@@ -325,7 +324,10 @@ def shards(tmp_path, root):
         @staticmethod
         def numbers(batches):
             """Which images the batches hold, by their grey values."""
-            images = torch.cat([batch.images for batch in batches])
+            read = [batch.images for batch in batches if len(batch.targets)]
+            if not read:
+                return []
+            images = torch.cat(read)
             return (images.mean((1, 2, 3)) * 25.5).round().long().tolist()
 
     Shards.folder.mkdir()

@@ -261,7 +261,7 @@ def test_mask_separates_what_the_cyclic_shift_joined(height, width, window, shif
 
 def attend_by_hand(block, x):
     """Shifted-window attention without rolling: every position looks up its window and region by itself."""
-    attention, window, shift = block.attn, block.window_size, block.shift
+    attention, window, shift = block.attn, block.window_size, block.window_size // 2
     batch, height, width, dim = x.shape
     tall, wide = -(-height // window) * window, -(-width // window) * window
     padded = torch.zeros(batch, tall, wide, dim, dtype=x.dtype)
@@ -295,7 +295,7 @@ def attend_by_hand(block, x):
 @pytest.mark.parametrize("size", [(5, 7), (6, 3), (4, 4), (2, 3), (3, 1)], ids=str)
 def test_shifted_windows_on_maps_that_are_no_multiple(size):
     torch.manual_seed(0)
-    block = WindowBlock(8, 2, window_size=3, shift=1, shift_small_maps=True, mlp_ratio=2).double()
+    block = WindowBlock(8, 2, window_size=3, shifted=True, shift_small_maps=True, mlp_ratio=2).double()
     nn.init.normal_(block.attn.rb)
     x = torch.randn(2, *size, 8, dtype=torch.float64)
     torch.testing.assert_close(block.window_attention(x), attend_by_hand(block, x))
@@ -306,11 +306,11 @@ def test_small_maps_are_shifted_only_where_asked(size):
     """In classification no shift where the smaller side is no larger than the window; in dense use always."""
     torch.manual_seed(0)
     arguments = dict(window_size=3, mlp_ratio=2)
-    plain = WindowBlock(8, 2, shift=0, shift_small_maps=True, **arguments).eval()
+    plain = WindowBlock(8, 2, shifted=False, shift_small_maps=True, **arguments).eval()
     nn.init.normal_(plain.attn.rb)
     blocks = {}
     for rule in (False, True):
-        blocks[rule] = WindowBlock(8, 2, shift=1, shift_small_maps=rule, **arguments).eval()
+        blocks[rule] = WindowBlock(8, 2, shifted=True, shift_small_maps=rule, **arguments).eval()
         blocks[rule].load_state_dict(plain.state_dict())
     x = torch.randn(1, *size, 8)
     assert torch.equal(blocks[False](x), plain(x)) == (min(size) <= 3)
@@ -322,7 +322,7 @@ def test_the_two_networks_differ_in_the_shift_rule_alone():
     rules = [
         [m.shift_small_maps for m in net.modules() if isinstance(m, WindowBlock)] for net in (classifier, backbone)
     ]
-    shifts = [[m.shift for m in net.modules() if isinstance(m, WindowBlock)] for net in (classifier, backbone)]
+    shifts = [[m.shifted for m in net.modules() if isinstance(m, WindowBlock)] for net in (classifier, backbone)]
     assert rules == [[False, False], [True, True]]
     assert shifts == [[0, 1], [0, 1]]
 
@@ -387,7 +387,7 @@ def test_frozen_stages_neither_learn_nor_drop(frozen):
         assert model.train(mode) is model
         assert model.training == mode
         for name, module in model.named_modules():
-            if name.startswith(tuple(inside)) or (frozen >= 0 and name == "pos_drop"):
+            if f"{name}.".startswith(tuple(inside)) or (frozen >= 0 and name == "pos_drop"):
                 assert not module.training, name
             elif name.startswith("layers."):
                 assert module.training == mode, name

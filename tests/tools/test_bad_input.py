@@ -32,7 +32,7 @@ def refused(outcome, *parts: str) -> None:
         (["MODEL.NAME=vit_tiny_patch16_224", "MODEL.KWARGS={}", "DATA.IMG_SIZE=12"], ["IMG_SIZE 12"]),
         (["MODEL.NUM_CLASSES=5"], ["4 classes", "MODEL.NUM_CLASSES is 5"]),
         (["DATA.ROOT=/nowhere/at/all"], ["/nowhere/at/all does not exist"]),
-        (["DATA.TRAIN_SPLIT=trian"], ["has no trian", "train"]),
+        (["DATA.TRAIN_SPLIT=trian"], ["has no folder (nor .tar file) trian", "train"]),
         (["DATA.DATASET=wsd/x"], ["'wsd/x'", "wds/NAME"]),
         (["DATA.BATCH=1000"], ["48 images", "DATA.BATCH is 1000"]),
         (["DATA.BATCH=7"], ["mixup", "7"]),
