@@ -20,11 +20,12 @@ class SwinSpec:
     num_heads: tuple[int, ...]
     group_width: int
     drop_path_rate: float
+    window_size: int = 7
 
 
 VARIANTS: dict[str, SwinSpec] = {
     # Small images and tests; not in the paper.
-    "elsa_swin_nano": SwinSpec(32, (1, 1, 2, 1), (1, 2, 4, 8), 4, 0.0),
+    "elsa_swin_nano": SwinSpec(32, (1, 1, 2, 1), (1, 2, 4, 8), 4, 0.0, window_size=4),
     "elsa_swin_tiny": SwinSpec(96, (2, 2, 6, 2), (3, 6, 12, 24), 4, 0.1),
     "elsa_swin_small": SwinSpec(96, (2, 2, 18, 2), (3, 6, 12, 24), 8, 0.3),
     "elsa_swin_base": SwinSpec(128, (2, 2, 18, 2), (4, 8, 16, 32), 8, 0.5),
