@@ -1,0 +1,129 @@
+// out[p, c] = Σ_t (softmax(logits)[p, t] · mul[c, t] + add[c, t]) · value[p + offset(t), c]
+#pragma once
+
+#include "rows.h"
+
+namespace elsa::cpu::ELSA_ISA {
+namespace {
+
+template <class T, int K, bool Mul, bool Add>
+struct Forward {
+  using A = Accumulate<T>;
+
+  const ForwardArguments& arguments;
+  A* weights;      // [P][stride]: the softmax of the current block
+  const T* zeros;  // one chunk of channels
+  int64_t head;
+
+  void run(int64_t slot) const {
+    const Geometry& g = arguments.geometry;
+    // Down the rows of a column of blocks, so that K - 1 of the K rows that a block reads are still near.
+    for_pieces(g, slot, [&](const Image& image, int64_t first_row, int64_t last_row) ELSA_LAMBDA {
+      for (int64_t x = 0; x < image.columns; x += P)
+        for (int64_t y = first_row; y < last_row; ++y) block(image, y, x);
+    });
+  }
+
+  void block(const Image& image, int64_t y, int64_t x) const {
+    const Geometry& g = arguments.geometry;
+    const Taps<K> taps{g.kernel};
+    const int64_t stride = weight_stride<A>(taps.count());
+    const int64_t count = image.columns - x < P ? image.columns - x : P;
+    const int64_t origin = image.origin + y * image.row_step + x * image.column_step;
+
+    const T* logits = static_cast<const T*>(arguments.logits) + (origin * g.heads + head) * taps.count();
+    const int64_t logits_step = image.column_step * g.heads * taps.count();
+    if (count == P) {
+      unroll<P>([&](auto p) ELSA_LAMBDA {
+        softmax_row<T, K * K>(logits + p * logits_step, weights + p * stride, taps.count());
+      });
+    } else {
+      for (int64_t p = 0; p < count; ++p)
+        softmax_row<T, K * K>(logits + p * logits_step, weights + p * stride, taps.count());
+    }
+    for_chunks<A, K>(g.head_dim, [&](auto vectors, auto partial, int64_t c, int64_t width) ELSA_LAMBDA {
+      chunk<vectors(), partial()>(image, y, x, c, width, count);
+    });
+  }
+
+  template <int Vectors, bool Partial>
+  void chunk(const Image& image, int64_t y, int64_t x, int64_t c, int64_t width, int64_t count) const {
+    const Geometry& g = arguments.geometry;
+    const Taps<K> taps{g.kernel};
+    const int64_t stride = weight_stride<A>(taps.count()), reach = taps.reach();
+    const int64_t ghosts = head * taps.count() * g.ghost_stride + c;
+    const Band<T, Mul, Add, Vectors, Partial> band{static_cast<const A*>(arguments.ghost_mul) + (Mul ? ghosts : 0),
+                                                   static_cast<const A*>(arguments.ghost_add) + (Add ? ghosts : 0),
+                                                   g.ghost_stride, width};
+    const int64_t channel = head * g.head_dim + c, step = image.column_step * g.channels;
+    const T* value = static_cast<const T*>(arguments.value) + image.origin * g.channels + channel;
+
+    Vec<A> acc[P][Vectors] = {};
+    const int64_t first = y < reach ? reach - y : 0;
+    const int64_t last = image.rows - y + reach < taps.kernel() ? image.rows - y + reach : taps.kernel();
+    for (int64_t j = first; j < last; ++j) {
+      const RowView<T> source{value + (y + j - reach) * image.row_step * g.channels, zeros, step, image.columns};
+      for_segments<K>(taps.kernel(), [&](auto segment, int64_t i) ELSA_LAMBDA {
+        const int64_t tap = j * taps.kernel() + i;
+        band.template add_segment<segment(), false>(acc, source, x - reach + i, weights + tap, stride, tap);
+      });
+    }
+    T* out = static_cast<T*>(arguments.out) +
+             (image.origin + y * image.row_step + x * image.column_step) * g.channels + channel;
+    unroll<P>([&](auto p) ELSA_LAMBDA {
+      if (p < count) {
+        unroll<Vectors>([&](auto n) ELSA_LAMBDA {
+          if constexpr (Partial) store_first(out + p * step, acc[p][n], width);
+          else store(out + p * step + n * kLanes<A>, acc[p][n]);
+        });
+      }
+    });
+  }
+};
+
+template <class T>
+int64_t forward_scratch(const Geometry& g) {
+  using A = Accumulate<T>;
+  return P * weight_stride<A>(g.taps) * static_cast<int64_t>(sizeof(A)) + NV * ELSA_VECTOR_BYTES;
+}
+
+template <class T, int K, bool Mul, bool Add>
+void forward_units(const ForwardArguments& arguments, int64_t first, int64_t last, void* scratch) {
+  using A = Accumulate<T>;
+  const Geometry& g = arguments.geometry;
+  A* weights = static_cast<A*>(scratch);
+  // Positions beyond a row's end keep whatever weights the scratch holds; they are computed but not stored.
+  T* zeros = reinterpret_cast<T*>(weights + P * weight_stride<A>(g.taps));
+  __builtin_memset(zeros, 0, NV * ELSA_VECTOR_BYTES);
+  for (int64_t unit = first; unit < last; ++unit)
+    Forward<T, K, Mul, Add>{arguments, weights, zeros, unit % g.heads}.run(unit / g.heads);
+}
+
+// The one place where run-time choices become template arguments: kernel size and ghost mode.
+template <class T, int K>
+void forward_ghosts(const ForwardArguments& a, int64_t first, int64_t last, void* scratch) {
+  if (a.ghost_mul && a.ghost_add) forward_units<T, K, true, true>(a, first, last, scratch);
+  else if (a.ghost_mul) forward_units<T, K, true, false>(a, first, last, scratch);
+  else if (a.ghost_add) forward_units<T, K, false, true>(a, first, last, scratch);
+  else forward_units<T, K, false, false>(a, first, last, scratch);
+}
+
+template <class T>
+void forward(const ForwardArguments& a, int64_t first, int64_t last, void* scratch) {
+  if constexpr (kSpecialised<T>) {
+    switch (specialised_kernel<T>(a.geometry)) {
+      case 3: return forward_ghosts<T, 3>(a, first, last, scratch);
+      case 5: return forward_ghosts<T, 5>(a, first, last, scratch);
+      case 7: return forward_ghosts<T, 7>(a, first, last, scratch);
+    }
+  }
+  forward_ghosts<T, 0>(a, first, last, scratch);
+}
+
+template <class T>
+constexpr Kernel<ForwardArguments> forward_kernel{kLanes<Accumulate<T>>, forward_scratch<T>, forward<T>};
+constexpr KernelTable<ForwardArguments> forward_table{forward_kernel<float>, forward_kernel<double>, forward_kernel<Half>,
+                                             forward_kernel<BFloat>};
+
+}  // namespace
+}  // namespace elsa::cpu::ELSA_ISA
