@@ -86,7 +86,10 @@ struct Backward {
     const int64_t step = image.column_step * g.heads * taps().count();
     const T* logits = static_cast<const T*>(arguments.logits) +
                       ((image.origin + y * image.row_step) * g.heads + head) * taps().count();
-    for (int64_t x = 0; x < image.columns; ++x)
+    int64_t x = 0;
+    for (; x + P <= image.columns; x += P)
+      softmax_rows<T, K * K, P>(logits + x * step, step, weights + x * stride(), stride(), taps().count());
+    for (; x < image.columns; ++x)
       softmax_row<T, K * K>(logits + x * step, weights + x * stride(), taps().count());
   }
 
@@ -208,7 +211,7 @@ struct Backward {
     const int64_t count = taps().count();
     Vec<A> sum{};
     for (int64_t t = 0; t < count; t += N) sum += load(weights + t) * load(gradients + t);
-    sum = sum_all<A>(sum);
+    sum = combine_all<Sum, A>(sum);
     int64_t t = 0;
     for (; t + N <= count; t += N) store(out + t, load(weights + t) * (load(gradients + t) - sum));
     if (t < count) store_first(out + t, load(weights + t) * (load(gradients + t) - sum), count - t);

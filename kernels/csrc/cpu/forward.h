@@ -34,9 +34,7 @@ struct Forward {
     const T* logits = static_cast<const T*>(arguments.logits) + (origin * g.heads + head) * taps.count();
     const int64_t logits_step = image.column_step * g.heads * taps.count();
     if (count == P) {
-      unroll<P>([&](auto p) ELSA_LAMBDA {
-        softmax_row<T, K * K>(logits + p * logits_step, weights + p * stride, taps.count());
-      });
+      softmax_rows<T, K * K, P>(logits, logits_step, weights, stride, taps.count());
     } else {
       for (int64_t p = 0; p < count; ++p)
         softmax_row<T, K * K>(logits + p * logits_step, weights + p * stride, taps.count());

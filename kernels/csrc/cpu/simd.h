@@ -9,7 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <utility>
-#if defined(__x86_64__) && ELSA_VECTOR_BYTES > 16
+#if defined(ELSA_AVX2) || defined(ELSA_AVX512)
 #include <immintrin.h>
 #endif
 
@@ -78,9 +78,9 @@ ELSA_INLINE Vec<float> widen_bfloat(Bits16 bits) {
 }
 
 ELSA_INLINE Vec<float> widen_half(Bits16 bits) {
-#if defined(__x86_64__) && ELSA_VECTOR_BYTES == 64
+#if defined(ELSA_AVX512)
   return (Vec<float>)_mm512_cvtph_ps((__m256i)bits);
-#elif defined(__x86_64__) && ELSA_VECTOR_BYTES == 32
+#elif defined(ELSA_AVX2)
   return (Vec<float>)_mm256_cvtph_ps((__m128i)bits);
 #else
   // Shifted into place, the exponent is too small by 112 for normal and subnormal numbers alike.
@@ -97,10 +97,15 @@ ELSA_INLINE Bits16 load_bits16(const void* p) { return *static_cast<const Bits16
 ELSA_INLINE Vec<float> load(const BFloat* p) { return widen_bfloat(load_bits16(p)); }
 ELSA_INLINE Vec<float> load(const Half* p) { return widen_half(load_bits16(p)); }
 
+ELSA_INLINE float load_one(const float* p) { return *p; }
+ELSA_INLINE double load_one(const double* p) { return *p; }
+ELSA_INLINE float load_one(const BFloat* p) { return widen_bfloat(Bits16{p->bits})[0]; }
+ELSA_INLINE float load_one(const Half* p) { return widen_half(Bits16{p->bits})[0]; }
+
 // The first n elements, then zeros; nothing is read beyond them.
 template <class T>
 ELSA_INLINE Vec<Accumulate<T>> load_first(const T* p, int64_t n) {
-#if defined(__AVX512F__) && ELSA_VECTOR_BYTES == 64
+#if defined(ELSA_AVX512)
   if constexpr (std::is_same_v<T, float>) {
     return (Vec<float>)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
   } else if constexpr (std::is_same_v<T, double>) {
@@ -130,9 +135,9 @@ ELSA_INLINE Bits16 narrow_bfloat(Vec<float> v) {
 }
 
 ELSA_INLINE Bits16 narrow_half(Vec<float> v) {
-#if defined(__x86_64__) && ELSA_VECTOR_BYTES == 64
+#if defined(ELSA_AVX512)
   return (Bits16)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#elif defined(__x86_64__) && ELSA_VECTOR_BYTES == 32
+#elif defined(ELSA_AVX2)
   return (Bits16)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
   const Bits32 bits = bit_cast<Bits32>(v);
@@ -153,7 +158,7 @@ ELSA_INLINE void store(Half* p, Vec<float> v) { *reinterpret_cast<Bits16Unaligne
 
 template <class T>
 ELSA_INLINE void store_first(T* p, Vec<Accumulate<T>> v, int64_t n) {
-#if defined(__AVX512F__) && ELSA_VECTOR_BYTES == 64
+#if defined(ELSA_AVX512)
   if constexpr (std::is_same_v<T, float>) {
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
   } else if constexpr (std::is_same_v<T, double>) {
@@ -200,57 +205,74 @@ struct Interleave {
   }
 };
 
-// Adds the 128-bit lanes of v to each other; every lane of the result holds the sum.
-template <class A>
-ELSA_INLINE Vec<A> add_lanes(Vec<A> v) {
+template <int N>
+struct Alternate {  // 128-bit lanes in turn from a and b
+  static constexpr int at(int k) { return k % 8 < 4 ? k : N + k; }
+};
+template <int From>
+struct Splat {
+  static constexpr int at(int) { return From; }
+};
+
+struct Sum {
+  template <class V>
+  static ELSA_INLINE V of(V a, V b) { return a + b; }
+};
+struct Largest {
+  template <class V>
+  static ELSA_INLINE V of(V a, V b) { return a > b ? a : b; }
+};
+
+// Combines the 128-bit lanes of v with each other; every one of the result holds the outcome.
+template <class Operation, class A>
+ELSA_INLINE Vec<A> combine_lanes(Vec<A> v) {
   constexpr int N = kLanes<A>;
-  if constexpr (ELSA_VECTOR_BYTES >= 64) v += shuffle<Rotate<N, N / 2>, A>(v, v, {});
-  if constexpr (ELSA_VECTOR_BYTES == 64) v += shuffle<Rotate<N, N / 4>, A>(v, v, {});
-  if constexpr (ELSA_VECTOR_BYTES == 32) v += shuffle<Rotate<N, N / 2>, A>(v, v, {});
+  if constexpr (ELSA_VECTOR_BYTES >= 64) v = Operation::of(v, shuffle<Rotate<N, N / 2>, A>(v, v, {}));
+  if constexpr (ELSA_VECTOR_BYTES == 64) v = Operation::of(v, shuffle<Rotate<N, N / 4>, A>(v, v, {}));
+  if constexpr (ELSA_VECTOR_BYTES == 32) v = Operation::of(v, shuffle<Rotate<N, N / 2>, A>(v, v, {}));
   return v;
 }
 
-// out[0..3] += the sums of the lanes of four vectors.
-ELSA_INLINE void add_sums(float* out, Vec<float> a, Vec<float> b, Vec<float> c, Vec<float> d) {
+// Every 128-bit lane of the result holds the four vectors' sums (largest elements), in order.
+template <class Operation>
+ELSA_INLINE Vec<float> combine_four(Vec<float> a, Vec<float> b, Vec<float> c, Vec<float> d) {
   constexpr int N = kLanes<float>;
-  typedef float Quad __attribute__((vector_size(16), aligned(4), may_alias));
   using Low1 = Interleave<N, 4, 1, 0>;
   using High1 = Interleave<N, 4, 1, 1>;
   using Low2 = Interleave<N, 4, 2, 0>;
   using High2 = Interleave<N, 4, 2, 1>;
-  const Vec<float> ab = shuffle<Low1, float>(a, b, {}) + shuffle<High1, float>(a, b, {});
-  const Vec<float> cd = shuffle<Low1, float>(c, d, {}) + shuffle<High1, float>(c, d, {});
-  const Vec<float> abcd = add_lanes<float>(shuffle<Low2, float>(ab, cd, {}) + shuffle<High2, float>(ab, cd, {}));
-  *reinterpret_cast<Quad*>(out) += *reinterpret_cast<const Quad*>(&abcd);
+  const Vec<float> ab = Operation::of(shuffle<Low1, float>(a, b, {}), shuffle<High1, float>(a, b, {}));
+  const Vec<float> cd = Operation::of(shuffle<Low1, float>(c, d, {}), shuffle<High1, float>(c, d, {}));
+  return combine_lanes<Operation, float>(
+      Operation::of(shuffle<Low2, float>(ab, cd, {}), shuffle<High2, float>(ab, cd, {})));
 }
-
-ELSA_INLINE void add_sums(double* out, Vec<double> a, Vec<double> b, Vec<double> c, Vec<double> d) {
+template <class Operation>
+ELSA_INLINE Vec<double> combine_two(Vec<double> a, Vec<double> b) {
   constexpr int N = kLanes<double>;
-  typedef double Pair __attribute__((vector_size(16), aligned(8), may_alias));
   using Low = Interleave<N, 2, 1, 0>;
   using High = Interleave<N, 2, 1, 1>;
-  const Vec<double> ab = add_lanes<double>(shuffle<Low, double>(a, b, {}) + shuffle<High, double>(a, b, {}));
-  const Vec<double> cd = add_lanes<double>(shuffle<Low, double>(c, d, {}) + shuffle<High, double>(c, d, {}));
+  return combine_lanes<Operation, double>(
+      Operation::of(shuffle<Low, double>(a, b, {}), shuffle<High, double>(a, b, {})));
+}
+
+// out[0..3] += the sums of the lanes of four vectors.
+ELSA_INLINE void add_sums(float* out, Vec<float> a, Vec<float> b, Vec<float> c, Vec<float> d) {
+  typedef float Quad __attribute__((vector_size(16), aligned(4), may_alias));
+  const Vec<float> sums = combine_four<Sum>(a, b, c, d);
+  *reinterpret_cast<Quad*>(out) += *reinterpret_cast<const Quad*>(&sums);
+}
+ELSA_INLINE void add_sums(double* out, Vec<double> a, Vec<double> b, Vec<double> c, Vec<double> d) {
+  typedef double Pair __attribute__((vector_size(16), aligned(8), may_alias));
+  const Vec<double> ab = combine_two<Sum>(a, b), cd = combine_two<Sum>(c, d);
   reinterpret_cast<Pair*>(out)[0] += *reinterpret_cast<const Pair*>(&ab);
   reinterpret_cast<Pair*>(out)[1] += *reinterpret_cast<const Pair*>(&cd);
 }
 
-template <class A>
-ELSA_INLINE Vec<A> max(Vec<A> a, Vec<A> b) {
-  return a > b ? a : b;
-}
-
-// Every lane of the result holds the sum, or the largest, of all lanes.
-template <class A, int Step = kLanes<A> / 2>
-ELSA_INLINE Vec<A> sum_all(Vec<A> v) {
-  v += shuffle<Rotate<kLanes<A>, Step>, A>(v, v, {});
-  if constexpr (Step > 1) return sum_all<A, Step / 2>(v);
-  else return v;
-}
-template <class A, int Step = kLanes<A> / 2>
-ELSA_INLINE Vec<A> max_all(Vec<A> v) {
-  v = max<A>(v, shuffle<Rotate<kLanes<A>, Step>, A>(v, v, {}));
-  if constexpr (Step > 1) return max_all<A, Step / 2>(v);
+// Every lane of the result holds the sum (the largest) of all lanes.
+template <class Operation, class A, int Step = kLanes<A> / 2>
+ELSA_INLINE Vec<A> combine_all(Vec<A> v) {
+  v = Operation::of(v, shuffle<Rotate<kLanes<A>, Step>, A>(v, v, {}));
+  if constexpr (Step > 1) return combine_all<Operation, A, Step / 2>(v);
   else return v;
 }
 

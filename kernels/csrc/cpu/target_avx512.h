@@ -2,6 +2,7 @@
 #pragma once
 #pragma GCC target("avx,avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #define ELSA_ISA avx512
+#define ELSA_AVX512 1
 #define ELSA_VECTOR_BYTES 64
 #define ELSA_BLOCK 7
 #define ELSA_VECTORS 2
