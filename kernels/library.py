@@ -51,6 +51,8 @@ def _build_record() -> dict:
 def _wrong_schema() -> str | None:
     """A library of other sources may load and still take other arguments."""
     for name, expected in SCHEMAS.items():
+        if not hasattr(torch.ops.elsa, name):
+            return f"the compiled library does not define elsa::{name}; {REBUILD}"
         found = str(getattr(torch.ops.elsa, name).default._schema).removeprefix(f"elsa::{name}")
         if found != expected:
             return f"the compiled library is of another version of the sources: {name} takes {found}; {REBUILD}"

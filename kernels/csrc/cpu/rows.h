@@ -9,11 +9,12 @@ namespace {
 constexpr int P = ELSA_BLOCK;    // neighbouring positions of a row computed together: a loaded vector serves up to K
 constexpr int NV = ELSA_VECTORS; // vectors of channels computed together: a broadcast weight serves all of them
 
-// Kernels of their own have K = 3, 5, 7 where the heads are whole chunks of vectors; anything else runs those for any K.
-// float64 is there to check gradients, and a processor with nothing but the plain instructions converts halves too
-// slowly for it to matter: these have no special kernels.
+// Kernels of their own have K = 3, 5, 7 in float32 and bfloat16 where the heads are whole chunks of vectors; anything else
+// runs those for any K. float64 is there to check gradients, float16 is no type to train in on a processor, and one with
+// nothing but the plain instructions converts halves too slowly for it to matter: each type more costs half a minute of
+// compiling.
 template <class T>
-constexpr bool kSpecialised = std::is_same_v<T, float> || (ELSA_VECTOR_BYTES > 16 && !std::is_same_v<T, double>);
+constexpr bool kSpecialised = std::is_same_v<T, float> || (ELSA_VECTOR_BYTES > 16 && std::is_same_v<T, BFloat>);
 
 template <class T>
 ELSA_INLINE int64_t specialised_kernel(const Geometry& g) {
