@@ -45,7 +45,8 @@ def sources(folder: str, *suffixes: str) -> list[str]:
 
 def headers() -> list[str]:
     """Everything a library may include: a change in one of them rebuilds it."""
-    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / CSRC).rglob("*.[hc]*") if path.suffix in (".h", ".cuh"))
+    found = (path for suffix in (".h", ".cuh", ".cu") for path in (ROOT / CSRC).rglob(f"*{suffix}"))
+    return sorted(str(path.relative_to(ROOT)) for path in found)
 
 
 def find_cuda_home() -> Path | None:
@@ -127,9 +128,7 @@ def extensions() -> tuple[list[Extension], dict[str, str]]:
 
 
 def cpp(name: str, files: list[str], *flags: str) -> Extension:
-    return cpp_extension.CppExtension(
-        name, files, py_limited_api=True, extra_compile_args={"cxx": [*CXX, *flags]}
-    )
+    return cpp_extension.CppExtension(name, files, py_limited_api=True, extra_compile_args={"cxx": [*CXX, *flags]})
 
 
 class Build(cpp_extension.BuildExtension if torch is not None else build_ext):

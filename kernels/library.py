@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 FOLDER = Path(__file__).parent
-REBUILD = "rebuild it with: pip install --no-build-isolation --no-deps --force-reinstall PATH_OF_THE_SOURCES"
+REBUILD = "build it with: pip install --no-build-isolation --no-deps --force-reinstall PATH_OF_THE_SOURCES"
 SCHEMAS = {
     "attention_forward": "(Tensor value, Tensor logits, Tensor? ghost_mul, Tensor? ghost_add, int num_heads, "
     "int kernel_size, int dilation) -> Tensor",
@@ -29,7 +29,7 @@ def load(name: str) -> str | None:
     record = _build_record()
     if path is None:
         reason = record.get("missing", {}).get(name)
-        return reason or f"the compiled library {name} is not installed; build it with: pip install --no-build-isolation"
+        return reason or f"the compiled library {name} is not installed; {REBUILD}"
     try:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:

@@ -24,7 +24,8 @@ def elsa_attention_reference(
 
     With ``a = softmax_t(logits[b, p, g, t])`` over all K² taps, those outside the map included::
 
-        out[b, p, c] = Σ_t (a[b, p, g(c), t] · ghost_mul[c, t] + ghost_add[c, t]) · value[b, p + dilation · offset(t), c]
+        f[b, p, c, t] = a[b, p, g(c), t] · ghost_mul[c, t] + ghost_add[c, t]
+        out[b, p, c] = Σ_t f[b, p, c, t] · value[b, p + dilation · offset(t), c]
 
     where ``value`` is zero outside the map and tap t counts row by row from the top-left neighbour.
 

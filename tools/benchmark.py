@@ -48,9 +48,8 @@ class Shape:
 
 def swin(variant: str, dim: int, heads: int, height: int, width: int) -> list[Shape]:
     """The first three stages, at strides 4, 8 and 16."""
-    return [
-        Shape(f"{variant}-{s + 1}", -(-height // (4 << s)), -(-width // (4 << s)), dim << s, heads << s) for s in range(3)
-    ]
+    maps = [(-(-height // stride), -(-width // stride)) for stride in (4, 8, 16)]
+    return [Shape(f"{variant} {s + 1}", *maps[s], dim << s, heads << s) for s in range(3)]
 
 
 GROUPS = {
@@ -96,7 +95,8 @@ def unfold(shape: Shape, batch: int, dtype: torch.dtype) -> tuple[Callable, list
             weights = weights * mul.to(dtype).view(1, heads, -1, taps, 1)
         if add is not None:
             weights = weights + add.to(dtype).view(1, heads, -1, taps, 1)
-        patches = F.unfold(value, shape.kernel, padding=shape.kernel // 2).view(batch, heads, -1, taps, weights.shape[-1])
+        patches = F.unfold(value, shape.kernel, padding=shape.kernel // 2)
+        patches = patches.view(batch, heads, -1, taps, weights.shape[-1])
         return (weights * patches).sum(3).view_as(value)
 
     return formula, [value.permute(0, 3, 1, 2).contiguous(), logits.permute(0, 3, 1, 2).contiguous(), mul, add]
@@ -109,7 +109,7 @@ def depthwise(shape: Shape, batch: int, dtype: torch.dtype, layout: torch.memory
 
 
 def flex(shape: Shape, batch: int, dtype: torch.dtype) -> tuple[Callable, list[Tensor | None]]:
-    """Neighbourhood attention: every position attends to its K×K window. Compiled once per shape, which takes a while."""
+    """Neighbourhood attention: every position attends to its K×K window. Compiled for each shape: slow to start."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     width, reach = shape.width, shape.kernel // 2
@@ -134,7 +134,7 @@ def training_step(function: Callable, inputs: list[Tensor | None], backward: boo
                 function(*inputs)
 
         return forward
-    leaves = [None if t is None else t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in inputs]
+    leaves = [None if t is None else t.detach().clone().requires_grad_() for t in inputs]
     wanted = [leaf for leaf in leaves if leaf is not None]
     with torch.no_grad():
         gradient = torch.randn_like(function(*inputs))
@@ -218,11 +218,13 @@ def measure(shape: Shape, dtype_name: str, backward: bool, threads: int, options
     sums = 1 + (2 + shape.mul + shape.add) * backward
     rate = shape.multiply_adds(batch) * sums / times["elsa"]
     row = {**asdict(shape), "batch": batch, "dtype": dtype_name, "threads": threads, "notes": notes}
-    row |= {"pass": "forward+backward" if backward else "forward", "milliseconds": {n: 1e3 * t for n, t in times.items()}}
+    row["pass"] = "forward+backward" if backward else "forward"
+    row["milliseconds"] = {name: 1e3 * seconds for name, seconds in times.items()}
     row |= {"gflops": 2e-9 * rate, "share_of_gemm": rate * times["gemm"] / 1024**3}
     static = min((t for name, t in times.items() if name.startswith("depthwise")), default=None)
     row |= {"times_depthwise": times["elsa"] / static if static else None}
-    row |= {f"faster_than_{name}": times[name] / times["elsa"] if name in times else None for name in ("unfold", "flex")}
+    for name in ("unfold", "flex"):
+        row[f"faster_than_{name}"] = times[name] / times["elsa"] if name in times else None
     row["extra_megabytes"] = None
     if not backward and (peak := peak_extra_memory(calls["elsa"])) is not None:
         output = batch * shape.height * shape.width * shape.channels * dtype.itemsize
@@ -315,6 +317,8 @@ def subset(allowed: dict | tuple, everything: bool = False) -> Callable[[str], l
         for name in names:
             if name not in allowed:
                 raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(allowed)}")
+        if not names:
+            raise argparse.ArgumentTypeError(f"name at least one of {', '.join(allowed)}")
         return names
 
     return parse
@@ -342,19 +346,26 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True, parser_class=Parser)
     op = verbs.add_parser("op", help="the operator")
-    op.add_argument("--shapes", type=subset(GROUPS, True), default=list(DEFAULT_GROUPS), metavar="A,B",
-                    help=f"groups of shapes, or all: {', '.join(GROUPS)} (default {','.join(DEFAULT_GROUPS)})")  # fmt: skip
-    op.add_argument("--contestants", type=subset(CONTESTANTS), default=["unfold", "depthwise"], metavar="A,B",
-                    help=f"of {', '.join(CONTESTANTS)}; flex compiles for each shape (default unfold,depthwise)")  # fmt: skip
-    op.add_argument("--passes", type=subset(("forward", "backward")), default=["forward", "backward"], metavar="A,B",
-                    help="forward, backward (= forward and backward together), or both (default)")  # fmt: skip
-    op.add_argument("--dtypes", type=subset(DTYPES), default=list(DTYPES), metavar="A,B", help="fp32, bf16 (default both)")
-    op.add_argument("--threads", type=thread_counts, default="1,all", metavar="N,all", help="(default 1,all)")
-    op.add_argument("--batch", type=at_least(int, 1), default=2)
-    op.add_argument("--seconds", type=at_least(float, 0), default=0.3, help="per contestant and row (default 0.3)")
-    op.add_argument("--memory", type=at_least(int, 0), default=4, help="GiB that the unfold formula may take (default 4)")
-    op.add_argument("--backend", choices=("auto", "cpu", "reference"), default="auto")
-    op.add_argument("--output", type=Path, default=Path("runs/benchmark"), help="folder for operator.json and .png")
+    add = op.add_argument
+    groups = f"groups of shapes, or all: {', '.join(GROUPS)} (default {','.join(DEFAULT_GROUPS)})"
+    add("--shapes", type=subset(GROUPS, True), default=list(DEFAULT_GROUPS), metavar="A,B", help=groups)
+    beside = f"of {', '.join(CONTESTANTS)}; flex compiles for each shape (default unfold,depthwise)"
+    add(
+        "--contestants",
+        type=subset((*CONTESTANTS, "none")),
+        default=["unfold", "depthwise"],
+        metavar="A,B",
+        help=beside,
+    )
+    passes = "forward, backward (= forward and backward together), or both (default)"
+    add("--passes", type=subset(("forward", "backward")), default=["forward", "backward"], metavar="A,B", help=passes)
+    add("--dtypes", type=subset(DTYPES), default=list(DTYPES), metavar="A,B", help="fp32, bf16 (default both)")
+    add("--threads", type=thread_counts, default="1,all", metavar="N,all", help="(default 1,all)")
+    add("--batch", type=at_least(int, 1), default=2)
+    add("--seconds", type=at_least(float, 0), default=0.3, help="per contestant and row (default 0.3)")
+    add("--memory", type=at_least(int, 0), default=4, help="GiB that the unfold formula may take (default 4)")
+    add("--backend", choices=("auto", "cpu", "reference"), default="auto")
+    add("--output", type=Path, default=Path("runs/benchmark"), help="folder for operator.json and .png")
     return parser.parse_args(arguments)
 
 

@@ -24,7 +24,8 @@ def bare_package(tmp_path):
 
     def info():
         environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-        result = subprocess.run([sys.executable, "-c", REPORT], env=environment, cwd=tmp_path, capture_output=True, text=True)
+        command = [sys.executable, "-c", REPORT]
+        result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         return json.loads(result.stdout)
 
@@ -53,7 +54,7 @@ def test_a_file_that_is_no_library(bare_package):
 def test_a_library_for_another_torch(bare_package):
     folder, info = bare_package
     source = folder / "stale.c"
-    source.write_text("extern void gone_from_torch(void);\n__attribute__((constructor)) void f(void) { gone_from_torch(); }")
+    source.write_text("void gone_from_torch(void); __attribute__((constructor)) void f(void) { gone_from_torch(); }")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(folder / "_C.abi3.so"), str(source)], check=True)
     assert "gone_from_torch" in info()["cpu"]
 
@@ -69,10 +70,9 @@ def test_a_library_without_the_operators(bare_package):
 
 def build(tmp_path, **environment):
     """Runs the build command into tmp_path and returns the record it leaves."""
-    command = ["setup.py", "-q", "build_ext", "--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp")]
-    result = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
-    )
+    folders = [f"--build-lib={tmp_path / 'lib'}", f"--build-temp={tmp_path / 'temp'}"]
+    command = [sys.executable, "setup.py", "-q", "build_ext", *folders]
+    result = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
     if result.returncode:
         return result.stderr
     return json.loads((tmp_path / "lib/elsa/kernels/_build.json").read_text())

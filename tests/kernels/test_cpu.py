@@ -33,7 +33,7 @@ def run(inputs, gradient, problem):
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize(("mul", "add"), GHOSTS)
 @pytest.mark.parametrize("kernel", [1, 3, 5, 7, 9])
-def test_specialised_and_general_kernels(instruction_set, problem_type, check_against_reference, kernel, mul, add, dtype):
+def test_every_kernel(instruction_set, problem_type, check_against_reference, kernel, mul, add, dtype):
     for sizes in ((2, 9, 16, 2, 32), (1, 6, 5, 1, 64), (1, 5, 8, 3, 7)):
         problem = problem_type(*sizes, kernel, 1, mul, add, dtype)
         inputs, gradient = problem.tensors()

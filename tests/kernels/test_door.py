@@ -52,7 +52,7 @@ def test_the_environment_names_the_choice_of_auto(compiled_cpu, monkeypatch):
 
 
 def test_a_named_backend_never_falls_back(compiled_cpu):
-    with pytest.raises(RuntimeError, match="backend 'cpu' cannot run: it has no attention dropout, and attn_drop is 0.1"):
+    with pytest.raises(RuntimeError, match=r"'cpu' cannot run: it has no attention dropout, and attn_drop is 0\.1"):
         elsa_attention(*inputs(), **SIZES, attn_drop=0.1, backend="cpu")
     with pytest.raises(RuntimeError, match="backend 'cuda' cannot run"):
         elsa_attention(*inputs(), **SIZES, backend="cuda")
@@ -79,7 +79,7 @@ REFUSALS = {
         r"logits must have shape \[1, 4, 5, 18\], got \[1, 4, 5, 17\]",
     ),
     "map": ({"logits": lambda t: t[:, 1:]}, ValueError, r"got shape \(1, 3, 5, 18\)", r"got \[1, 3, 5, 18\]"),
-    "rank": ({"value": lambda t: t[0]}, ValueError, r"\(B, H, W, C\), got shape", r"\[B, H, W, C\], got shape \[4, 5, 8\]"),
+    "rank": ({"value": lambda t: t[0]}, ValueError, r"\(B, H, W, C\), got shape", r"got shape \[4, 5, 8\]"),
     "ghost shape": (
         {"ghost_add": lambda t: t.t()},
         ValueError,
@@ -87,7 +87,7 @@ REFUSALS = {
         r"ghost_add must have shape \[8, 9\], got \[9, 8\]",
     ),
     "ghost batch": ({"ghost_mul": lambda t: t[None]}, ValueError, "ghost_mul must be", "ghost_mul must have shape"),
-    "dtypes": ({"logits": lambda t: t.double()}, TypeError, "logits has dtype torch.float64", "must have dtype float32"),
+    "dtypes": ({"logits": lambda t: t.double()}, TypeError, "logits has dtype", "must have dtype float32"),
     "ghost dtype": ({"ghost_mul": lambda t: t.double()}, TypeError, "ghost_mul has dtype", "ghost_mul must have dtype"),
     "integers": (
         {"value": lambda t: t.int()},

@@ -14,7 +14,8 @@ SIZES = {"num_heads": 2, "kernel_size": 3, "dilation": 1}
 def small(dtype=torch.float32, batch=2, height=5, width=6, channels=8, **changes):
     sizes = {**SIZES, **changes}
     taps = sizes["kernel_size"] ** 2
-    shapes = ((batch, height, width, channels), (batch, height, width, sizes["num_heads"] * taps), *[(channels, taps)] * 2)
+    position = (batch, height, width)
+    shapes = ((*position, channels), (*position, sizes["num_heads"] * taps), (channels, taps), (channels, taps))
     return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
 
 
@@ -95,7 +96,8 @@ def test_export_with_dynamic_batch_and_sizes(error_of):
     module = Wrapped().eval()
     value, logits = (t.detach() for t in small()[:2])
     dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("height"), 2: torch.export.Dim("width")}
-    exported = torch.export.export(module, (value, logits), dynamic_shapes={"value": dims, "logits": dims}, strict=False)
+    dynamic = {"value": dims, "logits": dims}
+    exported = torch.export.export(module, (value, logits), dynamic_shapes=dynamic, strict=False)
     assert "elsa.attention_forward" in str(exported.graph)
     other = [t.detach() for t in small(batch=3, height=4, width=11)[:2]]
     assert error_of(exported.module()(*other), module(*other)) == 0

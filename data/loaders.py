@@ -1,0 +1,281 @@
+"""Loaders whose order and augmentation depend on the seed, the epoch and the image alone.
+
+Neither the number of worker processes nor an interruption changes what a step sees, and with the same global batch
+neither does the number of training processes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from timm.data import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+from .sources import UNREADABLE, DataError, Source
+
+logger = logging.getLogger("elsa")
+
+MAX_REPLACEMENTS = 50  # consecutive unreadable images after which one sample is given up
+
+
+@dataclass
+class Batch:
+    """Images (B, C, H, W), class indices (B,), positions in the data set (B,), names of unreadable images met."""
+
+    images: Tensor
+    targets: Tensor
+    indices: Tensor
+    bad: tuple[str, ...] = ()
+
+    def pin_memory(self) -> Batch:
+        return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.indices, self.bad)
+
+
+class BadImages:
+    """Names of unreadable images; more than ``limit`` of them are an error."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.names = limit, {}
+
+    def add(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            if name not in self.names:
+                self.names[name] = True
+                logger.warning("skipping %s: it cannot be read", name)
+        if len(self.names) > self.limit:
+            listed = ", ".join(list(self.names)[:5])
+            raise DataError(f"{len(self.names)} images cannot be read (DATA.MAX_BAD is {self.limit}): {listed}")
+
+
+class TrainImages(Dataset):
+    """Augmented images by (epoch, index); an unreadable one is replaced by its successor."""
+
+    def __init__(self, source: Source, transform: Callable, seed: int) -> None:
+        self.source, self.transform, self.seed = source, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int, tuple[str, ...]]:
+        epoch, index = key
+        seed = zlib.crc32(repr((self.seed, epoch, index)).encode())
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        bad = []
+        for attempt in range(MAX_REPLACEMENTS):
+            position = (index + attempt) % len(self.source)
+            try:
+                image, target = self.source.load(position)
+            except UNREADABLE:
+                bad.append(self.source.name(position))
+            else:
+                return self.transform(image), target, position, tuple(bad)
+        raise DataError(f"{MAX_REPLACEMENTS} images in a row cannot be read: {', '.join(bad[:5])} …")
+
+
+class EvalImages(Dataset):
+    """Images by index; an unreadable one gives its name instead."""
+
+    def __init__(self, source: Source, transform: Callable) -> None:
+        self.source, self.transform = source, transform
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Tensor | None, int, int, tuple[str, ...]]:
+        try:
+            image, target = self.source.load(index)
+        except UNREADABLE:
+            return None, -1, index, (self.source.name(index),)
+        return self.transform(image), target, index, ()
+
+
+class Streamed(IterableDataset):
+    """One of timm's streaming readers, in the form of the data sets above."""
+
+    def __init__(self, stream: IterableDataset, transform: Callable) -> None:
+        self.stream = stream
+        stream.transform = transform
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int, int, tuple[str, ...]]]:
+        for image, target in self.stream:
+            yield image, int(target), -1, ()
+
+
+def collate(samples: list[tuple[Tensor | None, int, int, tuple[str, ...]]]) -> Batch:
+    readable = [row for row in samples if row[0] is not None]
+    images = torch.stack([row[0] for row in readable]) if readable else torch.empty(0)
+    targets, indices = (torch.tensor([row[column] for row in readable], dtype=torch.long) for column in (1, 2))
+    return Batch(images, targets, indices, tuple(name for row in samples for name in row[3]))
+
+
+class TrainSampler(Sampler):
+    """Micro-batches of (epoch, index) for one process: a permutation per epoch, cut into global batches.
+
+    Step s takes entries s·B … (s+1)·B of the permutation, B the global batch, whatever the number of processes;
+    what remains after the last whole batch waits for another epoch.
+    """
+
+    def __init__(self, length: int, batch: int, accum: int, rank: int, world_size: int, seed: int) -> None:
+        self.length, self.batch, self.accum, self.rank, self.world_size = length, batch, accum, rank, world_size
+        self.seed, self.epoch, self.first_step = seed, 0, 0
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        generator = torch.Generator().manual_seed(zlib.crc32(repr((self.seed, self.epoch)).encode()))
+        order = torch.randperm(self.length, generator=generator)
+        for step in range(self.first_step, self.length // self.batch):
+            members = order[step * self.batch : (step + 1) * self.batch]
+            for micro_batch in members.reshape(self.accum, self.world_size, -1)[:, self.rank]:
+                yield [(self.epoch, index) for index in micro_batch.tolist()]
+
+
+class TrainLoader:
+    """Micro-batches of each step of an epoch; see ``train_loader``.
+
+    Attributes:
+        steps_per_epoch: optimizer steps; bad: unreadable images met by this process.
+    """
+
+    def __init__(
+        self, loader: DataLoader, sampler: TrainSampler | None, steps_per_epoch: int, accum: int, bad: BadImages
+    ) -> None:
+        self.loader, self.sampler, self.bad = loader, sampler, bad
+        self.steps_per_epoch, self.accum = steps_per_epoch, accum
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
+        """The micro-batches of the steps of an epoch, from ``first_step`` on."""
+        if self.sampler is not None:
+            self.sampler.epoch, self.sampler.first_step = epoch, first_step
+            batches = iter(self.loader)
+        else:
+            self.loader.dataset.stream.set_epoch(epoch)
+            endless = itertools.chain.from_iterable(itertools.repeat(self.loader))
+            batches = itertools.islice(endless, first_step * self.accum, self.steps_per_epoch * self.accum)
+        while step := list(itertools.islice(batches, self.accum)):
+            for batch in step:
+                self.bad.add(batch.bad)
+            yield step
+
+
+class EvalLoader:
+    """Batches of this process's share of a split; the shares of all processes make up the split exactly once.
+
+    Attributes:
+        total: images of the whole split.
+    """
+
+    def __init__(self, loader: DataLoader, total: int, bad: BadImages) -> None:
+        self.loader, self.total, self.bad = loader, total, bad
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.loader:
+            self.bad.add(batch.bad)
+            yield batch
+
+    def with_progress(self) -> Iterator[Batch]:
+        """The same with a bar and an ETA on a terminal."""
+        return iter(tqdm(self, desc="evaluating", unit="batch", disable=None, leave=False))
+
+
+def micro_batch(config: CfgNode, world_size: int) -> int:
+    """Images that one process holds at a time.
+
+    Raises:
+        DataError: the global batch cannot be divided so.
+    """
+    batch, accum = config.DATA.BATCH, config.TRAIN.ACCUM
+    if batch % (world_size * accum):
+        raise DataError(
+            f"DATA.BATCH {batch} is no multiple of {world_size} processes × TRAIN.ACCUM {accum} = {world_size * accum}"
+        )
+    return batch // (world_size * accum)
+
+
+def train_loader(config: CfgNode, source: Source | IterableDataset, rank: int, world_size: int) -> TrainLoader:
+    """The training loader as DATA and AUG say.
+
+    Raises:
+        DataError: fewer images than one global batch, or a batch that cannot be divided among the processes.
+    """
+    data, aug, accum = config.DATA, config.AUG, config.TRAIN.ACCUM
+    micro = micro_batch(config, world_size)
+    if len(source) < data.BATCH:
+        raise DataError(
+            f"the training split has {len(source)} images, fewer than one batch: DATA.BATCH is {data.BATCH}"
+        )
+    transform = create_transform(
+        (config.MODEL.IN_CHANS, data.IMG_SIZE, data.IMG_SIZE),
+        is_training=True,
+        scale=aug.SCALE,
+        ratio=aug.RATIO,
+        hflip=aug.HFLIP,
+        vflip=aug.VFLIP,
+        color_jitter=aug.COLOR_JITTER or None,
+        auto_augment=aug.AUTO_AUGMENT or None,
+        interpolation=aug.INTERPOLATION,
+        re_prob=aug.ERASE,
+        re_mode=aug.ERASE_MODE,
+        mean=data.MEAN,
+        std=data.STD,
+        use_prefetcher=False,
+    )
+    steps = len(source) // data.BATCH
+    bad = BadImages(data.MAX_BAD)
+    common = _worker_options(config)
+    if isinstance(source, IterableDataset):
+        source.set_loader_cfg(num_workers=data.WORKERS)
+        loader = DataLoader(Streamed(source, transform), batch_size=micro, drop_last=True, **common)
+        return TrainLoader(loader, None, steps, accum, bad)
+    sampler = TrainSampler(len(source), data.BATCH, accum, rank, world_size, config.TRAIN.SEED)
+    loader = DataLoader(TrainImages(source, transform, config.TRAIN.SEED), batch_sampler=sampler, **common)
+    return TrainLoader(loader, sampler, steps, accum, bad)
+
+
+def eval_loader(config: CfgNode, source: Source | IterableDataset, rank: int, world_size: int) -> EvalLoader:
+    """The evaluation loader as DATA and EVAL say: no padding, each image once."""
+    transform = eval_transform(config)
+    bad = BadImages(config.DATA.MAX_BAD)
+    common = dict(batch_size=config.DATA.EVAL_BATCH, **_worker_options(config))
+    if isinstance(source, IterableDataset):
+        source.set_loader_cfg(num_workers=config.DATA.WORKERS)
+        return EvalLoader(DataLoader(Streamed(source, transform), **common), len(source), bad)
+    share = range(rank, len(source), world_size)
+    return EvalLoader(DataLoader(EvalImages(source, transform), sampler=share, **common), len(source), bad)
+
+
+def eval_transform(config: CfgNode) -> Callable:
+    """Resize, centre crop, normalise: PIL image → (C, H, W)."""
+    size = config.DATA.IMG_SIZE
+    return create_transform(
+        (config.MODEL.IN_CHANS, size, size),
+        is_training=False,
+        crop_pct=config.EVAL.CROP,
+        interpolation=config.EVAL.INTERPOLATION,
+        mean=config.DATA.MEAN,
+        std=config.DATA.STD,
+        use_prefetcher=False,
+    )
+
+
+def _worker_options(config: CfgNode) -> dict:
+    workers = config.DATA.WORKERS
+    return dict(
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+    )

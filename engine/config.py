@@ -1,0 +1,230 @@
+"""Configuration of classification: yacs nodes behind a typed table (see schema.py), frozen once resolved."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yacs.config import CfgNode
+
+from .schema import SCHEMA, Key, check_together
+
+
+class ConfigError(ValueError):
+    """A mistake in a configuration; the message names the key, the value and what is allowed."""
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> CfgNode:
+    """Defaults, then the file with its BASE files, then ``KEY=VALUE`` overrides; checked and frozen.
+
+    Raises:
+        ConfigError: a missing file, bad YAML, an unknown or duplicate key, a wrong type or a value out of range.
+    """
+    values = {name: key.default for name, key in SCHEMA.items()}
+    for name, value in _read_file(Path(path)).items():
+        _assign(values, name, value, origin=str(path))
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"--set needs KEY=VALUE, got {override!r}")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override}: {text!r} is no YAML value") from error
+        _assign(values, name.strip(), value, origin="--set")
+    for problem in check_together(values):
+        raise ConfigError(f"{path}: {problem}")
+    return _to_node(values)
+
+
+def flatten(config: CfgNode) -> dict[str, Any]:
+    """{"SECTION.KEY": value}, in the order of the table."""
+    return {name: config[section][key] for name in SCHEMA for section, key in [name.split(".")]}
+
+
+def differences(old: dict[str, Any], new: CfgNode) -> list[str]:
+    """What differs between a stored flat configuration and a new one, but for keys that a resumed run may change."""
+    lines = []
+    for name, value in flatten(new).items():
+        before = old.get(name, SCHEMA[name].default)
+        if _plain(before) != _plain(value) and not SCHEMA[name].may_change:
+            lines.append(f"{name}: {_plain(before)!r} in the checkpoint, {_plain(value)!r} now")
+    return lines
+
+
+def dump(config: CfgNode, comments: bool = False) -> str:
+    """The configuration as YAML that ``load_config`` reads; with comments, the table's explanations beside it."""
+    lines, section = [], ""
+    for name, value in flatten(config).items():
+        if name.split(".")[0] != section:
+            section = name.split(".")[0]
+            lines.append(f"{section}:")
+        if comments:
+            lines.append(f"  # {SCHEMA[name].describe()}")
+        text = yaml.safe_dump(_plain(value), default_flow_style=True, width=10**6).removesuffix("...\n").strip()
+        lines.append(f"  {name.split('.')[1]}: {text}")
+    return "\n".join(lines) + "\n"
+
+
+def plain(config: CfgNode) -> dict[str, Any]:
+    """``flatten`` with containers that any checkpoint or JSON file can hold."""
+    return {name: _plain(value) for name, value in flatten(config).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return {name: _plain(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key given twice in one mapping; plain YAML keeps the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: dict[str, int] = {}
+        for key_node, _ in node.value:
+            line = key_node.start_mark.line + 1
+            if key_node.value in seen:
+                raise ConfigError(
+                    f"{self.name}: key {key_node.value!r} is given twice, in lines {seen[key_node.value]} and {line}"
+                )
+            seen[key_node.value] = line
+        return super().construct_mapping(node, deep)
+
+
+def _read_file(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """{"SECTION.KEY": value} of a file over its BASE files."""
+    path = path.resolve()
+    if path in chain:
+        raise ConfigError(f"{path}: BASE leads back to itself through {chain[-1]}")
+    try:
+        with path.open() as stream:
+            content = yaml.load(stream, _UniqueKeyLoader)
+    except FileNotFoundError as error:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
+        named = f", named as BASE by {chain[-1]}" if chain else ""
+        raise ConfigError(f"config {path} does not exist{named}{_did_you_mean(near)}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config {path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"config {path} must be a mapping of sections, got {type(content).__name__}")
+
+    bases = content.pop("BASE", [])
+    values: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        values.update(_read_file(path.parent / base, (*chain, path)))
+    for section, entries in content.items():
+        if section not in _sections():
+            raise ConfigError(f"{path}: {_unknown(str(section))}")
+        if not isinstance(entries, dict):
+            raise ConfigError(f"{path}: section {section} must be a mapping of keys, got {entries!r}")
+        for key, value in entries.items():
+            name = f"{section}.{key}"
+            if name not in SCHEMA:
+                raise ConfigError(f"{path}: {_unknown(name)}")
+            values[name] = value
+    return values
+
+
+def _assign(values: dict[str, Any], name: str, value: Any, origin: str) -> None:
+    parent = ".".join(name.split(".")[:2])
+    if name not in SCHEMA and parent in SCHEMA and isinstance(SCHEMA[parent].default, dict) and name.count(".") == 2:
+        value, name = {**values[parent], name.split(".")[2]: value}, parent  # MODEL.KWARGS.lam=1
+    if name not in SCHEMA:
+        raise ConfigError(f"{origin}: {_unknown(name)}")
+    try:
+        values[name] = coerce(SCHEMA[name], value)
+    except ValueError as error:
+        raise ConfigError(f"{origin}: {name} {error}") from None
+
+
+def coerce(key: Key, value: Any) -> Any:
+    """The value as the key's type, checked against its range.
+
+    Raises:
+        ValueError: the message reads on after the key's name.
+    """
+    kind = type(key.default) if key.kind is None else key.kind
+    if value is None:
+        if not key.nullable:
+            raise ValueError(f"must be {_article(kind)}, got null")
+        return None
+    if kind in (tuple, dict):
+        if isinstance(value, str):
+            value = _literal(value)
+        if kind is tuple and isinstance(value, (list, tuple)):
+            return tuple(coerce(key.item(), item) for item in value)
+        if not isinstance(value, kind):
+            raise ValueError(f"must be {_article(kind)}, got {value!r}")
+        return dict(value)
+    value = _scalar(kind, value)
+    if key.choices and value not in key.choices:
+        near = difflib.get_close_matches(str(value), map(str, key.choices), 1)
+        raise ValueError(f"must be one of {', '.join(map(str, key.choices))}, got {value!r}{_did_you_mean(near)}")
+    if (key.low is not None and not value >= key.low) or (key.high is not None and not value <= key.high):
+        raise ValueError(f"must be {key.range()}, got {value}")
+    return value
+
+
+def _scalar(kind: type, value: Any) -> Any:
+    if kind is bool and isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as a string
+        with suppress(ValueError):
+            value = float(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)
+    if type(value) is not kind:
+        raise ValueError(f"must be {_article(kind)}, got {value!r}")
+    return value
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _article(kind: type) -> str:
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+    return names.get(kind, "a list" if kind is tuple else "a mapping")
+
+
+def _sections() -> list[str]:
+    return list(dict.fromkeys(name.split(".")[0] for name in SCHEMA))
+
+
+def _unknown(name: str) -> str:
+    if "." not in name:
+        near = difflib.get_close_matches(name, _sections(), 1) or [key for key in SCHEMA if key.endswith(f".{name}")]
+        return f"unknown section {name!r}{_did_you_mean(near)}; sections are {', '.join(_sections())}"
+    same_leaf = [key for key in SCHEMA if key.split(".")[1] == name.split(".")[1]]
+    near = same_leaf or difflib.get_close_matches(name.upper(), SCHEMA, 1, 0.5)
+    return f"unknown key {name!r}{_did_you_mean(near)}"
+
+
+def _did_you_mean(near: list[str]) -> str:
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _to_node(values: dict[str, Any]) -> CfgNode:
+    root = CfgNode()
+    for name, value in values.items():
+        section, key = name.split(".")
+        if section not in root:
+            root[section] = CfgNode()
+        root[section][key] = value
+    root.freeze()
+    return root

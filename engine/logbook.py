@@ -1,0 +1,103 @@
+"""What a run writes down: console lines or a progress bar, JSON lines, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from .checkpoint import write_text
+from .runtime import Runtime, logger
+
+LOG_NAME = "log.jsonl"
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run; a last line that a crash cut short is left out."""
+    path, records = folder / LOG_NAME, []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Most memory in use so far: of the GPU where there is one, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+class Logbook:
+    """Writes the records of a run; all but the main process stay silent.
+
+    Args:
+        folder: the run's folder.
+        from_step: records after this step are dropped: a run that died may have logged more than it saved.
+        total_steps: of the whole run, for the ETA.
+    """
+
+    def __init__(
+        self, folder: Path, runtime: Runtime, total_steps: int, from_step: int = 0, tensorboard: bool = True
+    ) -> None:
+        self.runtime, self.total_steps, self.from_step = runtime, total_steps, from_step
+        self.writer, self.stream, self.bar = None, None, None
+        self.start = time.perf_counter()
+        if not runtime.is_main:
+            return
+        kept = [record for record in read_log(folder) if record["step"] <= from_step]
+        write_text(folder / LOG_NAME, "".join(json.dumps(record) + "\n" for record in kept))
+        self.stream = (folder / LOG_NAME).open("a", buffering=1)
+        if tensorboard:
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1 if from_step else None)
+
+    def start_epoch(self, epoch: int, epochs: int, steps: int, done: int) -> None:
+        if self.runtime.is_main and sys.stderr.isatty():
+            text = f"epoch {epoch + 1}/{epochs}"
+            self.bar = tqdm(total=steps, initial=done, desc=text, unit="step", leave=False, dynamic_ncols=True)
+
+    def advance(self) -> None:
+        if self.bar is not None:
+            self.bar.update()
+
+    def end_epoch(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def write(self, kind: str, step: int, text: str, where: str = "", **numbers: float) -> None:
+        """One record: a JSON line, TensorBoard scalars ``kind/name``, and ``text`` for people.
+
+        ``where`` tells epoch and step in lines; a progress bar shows them itself.
+        """
+        if self.stream is None:
+            return
+        self.stream.write(json.dumps({"kind": kind, "step": step, **numbers}) + "\n")
+        if self.writer is not None:
+            for name, value in numbers.items():
+                self.writer.add_scalar(f"{kind}/{name}", value, step)
+        if self.bar is not None and kind == "train":
+            self.bar.set_postfix_str(text)
+        else:
+            logger.info("%s%s", where, text)
+
+    def eta(self, step: int) -> str:
+        """Time to the end at the mean pace since this process started."""
+        done = step - self.from_step
+        seconds = (time.perf_counter() - self.start) / max(done, 1) * (self.total_steps - step)
+        return tqdm.format_interval(seconds)
+
+    def close(self) -> None:
+        self.end_epoch()
+        for target in (self.stream, self.writer):
+            if target is not None:
+                target.close()

@@ -1,0 +1,76 @@
+"""Parameter groups, optimizer and schedule: timm's, with policies that must bite."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay, param_groups_weight_decay
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from yacs.config import CfgNode
+
+from .config import ConfigError
+
+
+def build_optimizer(model: nn.Module, config: CfgNode) -> torch.optim.Optimizer:
+    """The optimizer over groups with and without weight decay, as TRAIN says.
+
+    Biases and other one-dimensional parameters are exempt, what ``model.no_weight_decay()`` names, and what
+    TRAIN.NO_DECAY names. The published rules exempt neither ``rb`` nor ``ghost_head``.
+
+    Raises:
+        ConfigError: an optimizer that does not exist, or a pattern that matches no parameter.
+    """
+    train = config.TRAIN
+    if train.OPTIMIZER not in list_optimizers():
+        near = difflib.get_close_matches(train.OPTIMIZER, list_optimizers(), 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"TRAIN.OPTIMIZER {train.OPTIMIZER!r} is no timm optimizer{hint}")
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in train.NO_DECAY:
+        if not fnmatch.filter(names, pattern):
+            raise ConfigError(f"TRAIN.NO_DECAY: pattern {pattern!r} matches no parameter of {config.MODEL.NAME}")
+    exempt = {*getattr(model, "no_weight_decay", set)(), *train.NO_DECAY}
+
+    def groups(module: nn.Module) -> list[dict]:
+        common = dict(weight_decay=train.WEIGHT_DECAY, no_weight_decay_list=exempt)
+        if train.LAYER_DECAY is None:
+            return param_groups_weight_decay(module, **common)
+        return param_groups_layer_decay(module, layer_decay=train.LAYER_DECAY, **common)
+
+    on_gpu = next(model.parameters()).is_cuda
+    return create_optimizer_v2(
+        model,
+        opt=train.OPTIMIZER,
+        lr=train.LR,
+        momentum=train.MOMENTUM,
+        betas=train.BETAS,
+        eps=train.EPS,
+        param_group_fn=groups,
+        **({"fused": True} if on_gpu and train.OPTIMIZER in ("adam", "adamw") else {}),
+    )
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, config: CfgNode, steps_per_epoch: int) -> tuple[Scheduler, int]:
+    """timm's schedule with warm-up and cool-down, and the number of epochs to run, cool-down included."""
+    train = config.TRAIN
+    shape = {
+        "cosine": dict(sched="cosine"),
+        "linear": dict(sched="poly", decay_rate=1.0),
+        "constant": dict(sched="constant"),
+    }[train.SCHEDULE]
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        num_epochs=train.EPOCHS,
+        cooldown_epochs=train.COOLDOWN_EPOCHS,
+        warmup_epochs=train.WARMUP_EPOCHS,
+        warmup_lr=train.WARMUP_LR,
+        min_lr=train.MIN_LR,
+        step_on_epochs=train.LR_EVERY == "epoch",
+        updates_per_epoch=steps_per_epoch,
+        **shape,
+    )
+    return schedule, train.EPOCHS + train.COOLDOWN_EPOCHS

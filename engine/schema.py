@@ -1,0 +1,146 @@
+"""Every key of the classification configuration: default, type, range and meaning, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Key:
+    """One entry of the table.
+
+    Attributes:
+        default: also gives the type, unless ``kind`` does.
+        help: one line for people.
+        low, high: the allowed range, both ends included.
+        choices: the allowed values.
+        kind: the type, where the default is None.
+        of: the type of the items of a tuple.
+        nullable: whether null is allowed.
+        may_change: whether a resumed run may have another value.
+    """
+
+    default: Any
+    help: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[Any, ...] = ()
+    kind: type | None = None
+    of: type = float
+    nullable: bool = False
+    may_change: bool = False
+
+    def item(self) -> Key:
+        """The rule for one item of a tuple."""
+        return Key(self.of(), self.help, self.low, self.high, self.choices)
+
+    def range(self) -> str:
+        if self.high is None:
+            return f"at least {self.low:g}"
+        return f"between {self.low:g} and {self.high:g}" if self.low is not None else f"at most {self.high:g}"
+
+    def describe(self) -> str:
+        limits = f" [{', '.join(map(str, self.choices))}]" if self.choices else ""
+        if self.low is not None or self.high is not None:
+            limits = f" [{self.range()}]"
+        return f"{self.help}{limits}{' or null' if self.nullable else ''}"
+
+
+_PROBABILITY = dict(low=0.0, high=1.0)
+
+SCHEMA: dict[str, Key] = {
+    # ---- the network
+    "MODEL.NAME": Key("elsa_swin_tiny", "a timm model name; ELSA models are registered there"),
+    "MODEL.NUM_CLASSES": Key(1000, "classes of the head; must equal those of the data", low=1),
+    "MODEL.IN_CHANS": Key(3, "channels of the images", choices=(1, 3)),
+    "MODEL.DROP_PATH": Key(0.0, "stochastic depth of the last block, rising linearly from 0", low=0, high=0.99),
+    "MODEL.DROP": Key(0.0, "dropout before the head (and after the embedding)", low=0, high=0.99),
+    "MODEL.KWARGS": Key({}, "further keyword arguments of the model, e.g. {lam: 1, elsa_kernel: 5}"),
+    "MODEL.PRETRAINED": Key("", "checkpoint to start from; empty for a fresh model"),
+    "MODEL.PRETRAINED_IGNORE": Key((), "patterns of tensors not to take from it, e.g. [head.*]", of=str),
+    "MODEL.GRAD_CHECKPOINTING": Key(False, "recompute activations in backward to save memory", may_change=True),
+    # ---- the data
+    "DATA.DATASET": Key("folder", "folder, digits, or a timm reader: torch/NAME, hfds/NAME, wds/NAME"),
+    "DATA.ROOT": Key("datasets/imagenet", "where the data lies: ROOT/train/CLASS/*, ROOT/val/CLASS/*", may_change=True),
+    "DATA.TRAIN_SPLIT": Key("train", "name of the training split"),
+    "DATA.VAL_SPLIT": Key("validation", "name of the validation split; a folder may be called val"),
+    "DATA.IMG_SIZE": Key(224, "side of the square input in pixels", low=1, high=8192),
+    "DATA.BATCH": Key(1024, "images per optimizer step, over all processes and TRAIN.ACCUM", low=1),
+    "DATA.EVAL_BATCH": Key(128, "images per process in evaluation", low=1, may_change=True),
+    "DATA.WORKERS": Key(8, "loader processes per training process", low=0, may_change=True),
+    "DATA.MEAN": Key((0.485, 0.456, 0.406), "normalisation, per channel of an image in 0 … 1"),
+    "DATA.STD": Key((0.229, 0.224, 0.225), "normalisation, per channel", low=1e-6),
+    "DATA.MAX_BAD": Key(10, "unreadable images skipped before the run stops", low=0, may_change=True),
+    # ---- augmentation of training images (timm's transforms)
+    "AUG.SCALE": Key((0.08, 1.0), "area of the random crop, share of the image", low=0.0, high=1.0),
+    "AUG.RATIO": Key((3 / 4, 4 / 3), "aspect ratio of the random crop", low=0.01, high=100.0),
+    "AUG.HFLIP": Key(0.5, "probability of a horizontal flip", **_PROBABILITY),
+    "AUG.VFLIP": Key(0.0, "probability of a vertical flip", **_PROBABILITY),
+    "AUG.COLOR_JITTER": Key(0.0, "strength of colour jitter; RandAugment replaces it", low=0.0),
+    "AUG.AUTO_AUGMENT": Key("rand-m9-mstd0.5-inc1", "timm's policy string; empty for none"),
+    "AUG.INTERPOLATION": Key("random", "of training images", choices=("random", "bilinear", "bicubic")),
+    "AUG.ERASE": Key(0.25, "probability of random erasing", **_PROBABILITY),
+    "AUG.ERASE_MODE": Key("pixel", "what erased pixels become", choices=("const", "rand", "pixel")),
+    "AUG.MIXUP": Key(0.8, "alpha of mixup; 0 for none", low=0.0),
+    "AUG.CUTMIX": Key(1.0, "alpha of cutmix; 0 for none", low=0.0),
+    "AUG.MIX_PROB": Key(1.0, "probability of mixup or cutmix on a batch", **_PROBABILITY),
+    "AUG.MIX_SWITCH": Key(0.5, "probability of cutmix where both are on", **_PROBABILITY),
+    "AUG.SMOOTHING": Key(0.1, "label smoothing", low=0.0, high=0.999),
+    # ---- optimisation
+    "TRAIN.EPOCHS": Key(300, "epochs of the schedule, warm-up included", low=1),
+    "TRAIN.COOLDOWN_EPOCHS": Key(10, "further epochs at TRAIN.MIN_LR", low=0),
+    "TRAIN.WARMUP_EPOCHS": Key(20, "epochs of linear warm-up from TRAIN.WARMUP_LR", low=0),
+    "TRAIN.LR": Key(1e-3, "learning rate for DATA.BATCH; never rescaled", low=0.0, high=100.0),
+    "TRAIN.WARMUP_LR": Key(1e-6, "learning rate at the start of warm-up", low=0.0, high=100.0),
+    "TRAIN.MIN_LR": Key(1e-5, "learning rate at the end of the schedule", low=0.0, high=100.0),
+    "TRAIN.SCHEDULE": Key("cosine", "shape of the schedule (timm)", choices=("cosine", "linear", "constant")),
+    "TRAIN.LR_EVERY": Key("epoch", "when the learning rate changes", choices=("epoch", "step")),
+    "TRAIN.OPTIMIZER": Key("adamw", "a timm optimizer name"),
+    "TRAIN.BETAS": Key((0.9, 0.999), "of Adam-like optimizers", low=0.0, high=1.0),
+    "TRAIN.EPS": Key(1e-8, "of Adam-like optimizers", low=0.0),
+    "TRAIN.MOMENTUM": Key(0.9, "of SGD-like optimizers", **_PROBABILITY),
+    "TRAIN.WEIGHT_DECAY": Key(0.05, "not applied to biases, norms and what the model exempts", low=0.0),
+    "TRAIN.NO_DECAY": Key((), "patterns of further exempt parameters, e.g. ['*.rb', '*.ghost_head']", of=str),
+    "TRAIN.LAYER_DECAY": Key(None, "layer-wise learning-rate decay", low=0.0, high=1.0, kind=float, nullable=True),
+    "TRAIN.CLIP_GRAD": Key(5.0, "largest gradient norm", low=0.0, nullable=True),
+    "TRAIN.ACCUM": Key(1, "micro-batches per optimizer step", low=1),
+    "TRAIN.EMA_DECAY": Key(None, "decay of the weights' moving average", low=0.0, high=1.0, kind=float, nullable=True),
+    "TRAIN.SEED": Key(0, "of everything random; same seed, same run on a CPU", low=0, high=2**31 - 1),
+    "TRAIN.COMPILE": Key(False, "torch.compile the model", may_change=True),
+    # ---- evaluation
+    "EVAL.EVERY": Key(1, "epochs between evaluations; the last epoch always counts", low=1),
+    "EVAL.CROP": Key(0.9, "side of the centre crop over the resized short side", low=0.01, high=2.0),
+    "EVAL.INTERPOLATION": Key("bicubic", "of evaluation images", choices=("bilinear", "bicubic", "nearest")),
+    "EVAL.WEIGHTS": Key("auto", "auto: the EMA where there is one", choices=("auto", "model", "ema")),
+    # ---- mixed precision
+    "AMP.ENABLED": Key(True, "autocast; on a CPU only where AMP.DTYPE is bfloat16"),
+    "AMP.DTYPE": Key("auto", "auto: bfloat16 where the GPU has it", choices=("auto", "bfloat16", "float16")),
+    # ---- logs and checkpoints
+    "LOG.EVERY": Key(50, "steps between log lines", low=1, may_change=True),
+    "LOG.SAVE_STEPS": Key(0, "steps between saves within an epoch; 0: only at its end", low=0, may_change=True),
+    "LOG.TENSORBOARD": Key(True, "write TensorBoard files", may_change=True),
+}  # fmt: skip
+
+
+def check_together(values: dict[str, Any]) -> Iterator[str]:
+    """Problems that one key alone does not show."""
+    epochs, warmup = values["TRAIN.EPOCHS"], values["TRAIN.WARMUP_EPOCHS"]
+    if warmup >= epochs:
+        yield f"TRAIN.WARMUP_EPOCHS {warmup} must be smaller than TRAIN.EPOCHS {epochs}"
+    if values["TRAIN.MIN_LR"] > values["TRAIN.LR"]:
+        yield f"TRAIN.MIN_LR {values['TRAIN.MIN_LR']:g} is larger than TRAIN.LR {values['TRAIN.LR']:g}"
+    if values["DATA.BATCH"] % values["TRAIN.ACCUM"]:
+        yield f"DATA.BATCH {values['DATA.BATCH']} is no multiple of TRAIN.ACCUM {values['TRAIN.ACCUM']}"
+    for name, length in (("AUG.SCALE", 2), ("AUG.RATIO", 2), ("TRAIN.BETAS", 2)):
+        if len(values[name]) != length:
+            yield f"{name} needs {length} numbers, got {list(values[name])}"
+    for name in ("AUG.SCALE", "AUG.RATIO"):
+        if values[name][0] > values[name][1]:
+            yield f"{name} must rise, got {list(values[name])}"
+    for name in ("DATA.MEAN", "DATA.STD"):
+        if len(values[name]) != values["MODEL.IN_CHANS"]:
+            yield f"{name} needs one number per channel ({values['MODEL.IN_CHANS']}), got {list(values[name])}"
+    if values["EVAL.WEIGHTS"] == "ema" and values["TRAIN.EMA_DECAY"] is None:
+        yield "EVAL.WEIGHTS is ema, but TRAIN.EMA_DECAY is null: no average is kept"

@@ -1,0 +1,133 @@
+"""One optimization step, and the state that a training run carries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .precision import Precision
+
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass
+class StepRecord:
+    """What one step did: mean loss and gradient norm before clipping (scalars on the device), lr, images."""
+
+    loss: Tensor
+    grad_norm: Tensor
+    lr: float
+    images: int
+
+
+class TrainStep:
+    """batch → mix → forward → loss → backward → clip → optimizer → average of the weights.
+
+    Args:
+        model: the module that is called, possibly wrapped in DistributedDataParallel or compiled.
+        criterion: takes logits and class indices or class probabilities.
+        clip_grad: largest gradient norm, or None.
+        mix: mixup or cutmix: images, class indices → images, class probabilities; or None.
+        ema: average of the weights, or None; it follows ``source``.
+        source: the bare model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        criterion: nn.Module,
+        precision: Precision,
+        *,
+        source: nn.Module,
+        scaler: torch.amp.GradScaler | None = None,
+        clip_grad: float | None = None,
+        mix: Mix | None = None,
+        ema: ModelEmaV3 | None = None,
+    ) -> None:
+        self.model, self.optimizer, self.criterion, self.precision = model, optimizer, criterion, precision
+        self.source, self.clip_grad, self.mix, self.ema = source, clip_grad, mix, ema
+        self.scaler = scaler or precision.grad_scaler()
+        self.device = next(source.parameters()).device
+
+    def __call__(self, micro_batches: Sequence[Any]) -> StepRecord:
+        """One optimizer step on micro-batches that have ``images`` (B, C, H, W) and ``targets``."""
+        self.optimizer.zero_grad(set_to_none=True)
+        losses, count = [], 0
+        for index, batch in enumerate(micro_batches):
+            last = index == len(micro_batches) - 1
+            images = batch.images.to(self.device, non_blocking=True)
+            targets = batch.targets.to(self.device, non_blocking=True)
+            if self.mix is not None:
+                images, targets = self.mix(images, targets)
+            wait = isinstance(self.model, DistributedDataParallel) and not last
+            with self.model.no_sync() if wait else nullcontext():
+                with self.precision.autocast():
+                    logits = self.model(images)
+                loss = self.criterion(logits.float(), targets)
+                self.scaler.scale(loss / len(micro_batches)).backward()
+            losses.append(loss.detach())
+            count += len(images)
+
+        self.scaler.unscale_(self.optimizer)
+        limit = float("inf") if self.clip_grad is None else self.clip_grad
+        grad_norm = nn.utils.clip_grad_norm_(self.source.parameters(), limit)
+        lr = max(group["lr"] for group in self.optimizer.param_groups)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update(self.source)
+        return StepRecord(torch.stack(losses).mean(), grad_norm.detach(), lr, count)
+
+
+@dataclass
+class TrainState:
+    """Everything that a resumed run needs beside its configuration. Random numbers need nothing: see seed_everything.
+
+    Attributes:
+        epoch: the epoch under way; step: optimizer steps done since the start.
+        loss_sum, loss_steps: of the epoch under way.
+        best, best_epoch: highest top-1 so far.
+        history: one dictionary per evaluated epoch.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: ModelEmaV3 | None = None
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    best: float = -1.0
+    best_epoch: int = -1
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    COUNTERS = ("epoch", "step", "loss_sum", "loss_steps", "best", "best_epoch", "history")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers and tensors only, so that the file can be read without executing anything."""
+        content = {name: getattr(self, name) for name in self.COUNTERS}
+        content["state_dict"] = self.model.state_dict()
+        content["optimizer"] = self.optimizer.state_dict()
+        content["scaler"] = self.scaler.state_dict()
+        if self.ema is not None:
+            content["state_dict_ema"] = self.ema.module.state_dict()
+        return content
+
+    def load_state_dict(self, content: dict[str, Any]) -> None:
+        """Raises KeyError, ValueError or RuntimeError where the content does not fit."""
+        self.model.load_state_dict(content["state_dict"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(content["state_dict_ema"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scaler.load_state_dict(content["scaler"])
+        for name in self.COUNTERS:
+            setattr(self, name, content[name])

@@ -1,0 +1,208 @@
+"""The parts of Swin Transformer (arXiv 2103.14030) that ELSA-Swin keeps; maps are (B, H, W, C) throughout."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, Mlp, resize_rel_pos_bias_table, to_2tuple
+from torch import Tensor, nn
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Zero-pads a (B, H, W, C) map at the right and at the bottom to multiples of ``multiple``."""
+    height, width = x.shape[1:3]
+    return F.pad(x, (0, 0, 0, -width % multiple, 0, -height % multiple))
+
+
+def resize_map(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) → (B, C, *size), bicubic; unchanged where the size is right."""
+    if x.shape[-2:] == size:
+        return x
+    return F.interpolate(x, size, mode="bicubic", align_corners=False)
+
+
+def resize_position_table(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Absolute position embedding (1, H·W, C) of an old map size → (1, H'·W', C) of a new one, bicubic."""
+    return resize_map(table.transpose(1, 2).unflatten(2, old), new).flatten(2).transpose(1, 2)
+
+
+class PatchEmbed(nn.Module):
+    """Images (B, C_in, H, W) of any size → (B, ⌈H/p⌉, ⌈W/p⌉, C): a p×p convolution of stride p, then LayerNorm.
+
+    Attributes:
+        img_size, grid_size: the nominal input and map size, (height, width); forward takes any other.
+    """
+
+    def __init__(self, img_size: int | tuple[int, int], patch_size: int, in_chans: int, embed_dim: int) -> None:
+        super().__init__()
+        self.patch_size = (patch_size, patch_size)
+        self.set_input_size(img_size)
+        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size)
+        self.norm = nn.LayerNorm(embed_dim)
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        self.img_size = to_2tuple(img_size)
+        if min(self.img_size) < 1:
+            raise ValueError(f"img_size must be positive, got {img_size}")
+        self.grid_size = tuple(-(-size // self.patch_size[0]) for size in self.img_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        x = F.pad(x, (0, -width % self.patch_size[1], 0, -height % self.patch_size[0]))
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+
+
+class PatchMerging(nn.Module):
+    """Halves the map and doubles the channels: (B, H, W, C) → (B, ⌈H/2⌉, ⌈W/2⌉, 2C)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = pad_to_multiple(x, 2)
+        quarters = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]  # the published order
+        return self.reduction(self.norm(torch.cat(quarters, dim=-1)))
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention within windows, with relative position bias: (N, w², C) → (N, w², C).
+
+    One linear layer packs v, q, k in this order; the bias table ``rb`` (heads, (2w−1)²) is indexed by key − query.
+    ``rb.flip(1).T`` is the table as Swin Transformer and timm store it.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window_size: int,
+        *,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"num_heads must divide the channels: {dim} channels, {num_heads} heads")
+        self.num_heads, self.window_size, self.attn_drop = num_heads, window_size, attn_drop
+        self.pre_proj = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.rb = nn.Parameter(torch.empty(num_heads, (2 * window_size - 1) ** 2))
+        self.register_buffer("relative_id", self._relative_id(window_size))
+        self.post_proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+        nn.init.trunc_normal_(self.rb, std=0.02)
+
+    @staticmethod
+    def _relative_id(window: int) -> Tensor:
+        """Index into ``rb`` for every (query, key) pair, flat: (w⁴,)."""
+        position = torch.cartesian_prod(torch.arange(window), torch.arange(window))
+        row, column = (position[None] - position[:, None] + window - 1).unbind(-1)
+        return (row * (2 * window - 1) + column).flatten()
+
+    def set_window_size(self, window_size: int) -> None:
+        size = ((2 * window_size - 1) ** 2, self.num_heads)
+        table = resize_rel_pos_bias_table(self.rb.T, (window_size, window_size), size)
+        self.rb = nn.Parameter(table.T.contiguous())
+        self.relative_id = self._relative_id(window_size).to(self.rb.device)
+        self.window_size = window_size
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``mask``: (windows per map, w², w²), added to the logits; N counts maps first, then their windows."""
+        number, tokens, dim = x.shape
+        packed = self.pre_proj(x).reshape(number, tokens, 3, self.num_heads, dim // self.num_heads)
+        value, query, key = packed.permute(2, 0, 3, 1, 4).unbind(0)
+        bias = self.rb[:, self.relative_id].reshape(1, self.num_heads, tokens, tokens)
+        if mask is not None:
+            bias = (bias + mask[:, None]).repeat(number // mask.shape[0], 1, 1, 1)
+        drop = self.attn_drop if self.training else 0.0
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype), dropout_p=drop)
+        return self.proj_drop(self.post_proj(out.transpose(1, 2).reshape(number, tokens, dim)))
+
+
+def shifted_window_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
+    """−100 between positions that the cyclic shift brought into one window: (windows, w², w²), for a padded map."""
+
+    def regions(size: int) -> Tensor:
+        position = torch.arange(size, device=device)
+        return (position >= size - window).long() + (position >= size - shift).long()
+
+    region = regions(height)[:, None] * 3 + regions(width)[None]
+    region = partition_windows(region[None, ..., None], window).squeeze(-1)
+    return (region[:, None] != region[:, :, None]) * -100.0
+
+
+def partition_windows(x: Tensor, window: int) -> Tensor:
+    """(B, H, W, C) → (B · windows, w², C); H and W are multiples of w."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // window, window, width // window, window, channels)
+    return x.transpose(2, 3).reshape(-1, window * window, channels)
+
+
+def merge_windows(windows: Tensor, window: int, height: int, width: int) -> Tensor:
+    """The inverse of ``partition_windows``."""
+    x = windows.reshape(-1, height // window, width // window, window, window, windows.shape[-1])
+    return x.transpose(2, 3).reshape(-1, height, width, windows.shape[-1])
+
+
+class WindowBlock(nn.Module):
+    """Swin Transformer block: (shifted-)window attention and an MLP, both pre-norm with stochastic depth.
+
+    Args:
+        shift: cyclic shift of the windows in positions, 0 for none.
+        shift_small_maps: whether to shift where the smaller side of the map is no larger than the window. The
+            published classification models do not, the published detection and segmentation backbones do.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        window_size: int,
+        shift: int,
+        shift_small_maps: bool,
+        mlp_ratio: float,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.window_size, self.shift, self.shift_small_maps = window_size, shift, shift_small_maps
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(
+            dim, num_heads, window_size, qkv_bias=qkv_bias, attn_drop=attn_drop, proj_drop=proj_drop
+        )
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop)
+        self.drop_path = DropPath(drop_path)
+
+    @torch.no_grad()
+    def set_window_size(self, window_size: int) -> None:
+        """Another window size; the bias table is resized with it."""
+        if window_size < 1:
+            raise ValueError(f"window_size must be positive, got {window_size}")
+        self.window_size, self.shift = window_size, window_size // 2 if self.shift else 0
+        self.attn.set_window_size(window_size)
+
+    def window_attention(self, x: Tensor) -> Tensor:
+        """Pad, shift, attend within windows, undo: (B, H, W, C) → (B, H, W, C)."""
+        height, width = x.shape[1:3]
+        shift = self.shift if self.shift_small_maps or min(height, width) > self.window_size else 0
+        x = pad_to_multiple(x, self.window_size)
+        padded_height, padded_width = x.shape[1:3]
+        mask = None
+        if shift:
+            x = x.roll((-shift, -shift), (1, 2))
+            mask = shifted_window_mask(padded_height, padded_width, self.window_size, shift, x.device)
+        x = self.attn(partition_windows(x, self.window_size), mask)
+        x = merge_windows(x, self.window_size, padded_height, padded_width)
+        if shift:
+            x = x.roll((shift, shift), (1, 2))
+        return x[:, :height, :width]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.window_attention(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))

@@ -1,0 +1,175 @@
+"""Reading checkpoints without executing them, and loading weights with a report of what was used."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import pickle
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+# Harmless classes found in published files (timm 0.4 stores its argparse.Namespace; numpy scalars hold metrics).
+SAFE_CLASSES = [
+    argparse.Namespace,
+    np.dtype,
+    np.core.multiarray.scalar if np.__version__ < "2" else np._core.multiarray.scalar,
+]
+SAFE_CLASSES += [type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "bool")]
+
+# What torch and safetensors raise for files that are damaged or something else altogether.
+UNREADABLE = (RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError, AttributeError)
+UNREADABLE += (safetensors.SafetensorError,)
+
+MODEL_ENTRIES = ("state_dict", "model")
+EMA_ENTRIES = ("state_dict_ema", "model_ema")
+WEIGHTS = ("auto", "model", "ema")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or whose tensors do not fit the model."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What ``load_pretrained`` did.
+
+    Attributes:
+        entry: the entry of the file that was used, "" for a bare state dict.
+        loaded, total: tensors loaded, tensors in the model.
+        ignored: tensors of the model that kept their values because a pattern said so.
+    """
+
+    entry: str
+    loaded: int
+    total: int
+    ignored: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        source = f" from entry {self.entry!r}" if self.entry else ""
+        kept = f"; kept as initialised: {', '.join(self.ignored)}" if self.ignored else ""
+        return f"loaded {self.loaded} of {self.total} tensors{source}{kept}"
+
+
+def read_checkpoint(path: str | Path, trust: bool = False) -> dict[str, Any]:
+    """Reads a .safetensors or torch file on the CPU.
+
+    Args:
+        path: the file.
+        trust: allows pickled objects beyond tensors, plain containers and ``SAFE_CLASSES``: the file may then run
+            code. Without it such a file is refused and nothing in it is executed.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, not a checkpoint, or would run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        beside = sorted(p.name for p in path.parent.glob("*") if p.suffix in (".pt", ".pth", ".safetensors"))
+        hint = f"; the folder has {', '.join(beside[:5])}" if beside else ""
+        raise CheckpointError(f"checkpoint {path} does not exist{hint}")
+    try:
+        if path.suffix == ".safetensors":
+            content = safetensors.torch.load_file(path)
+        elif trust:
+            content = torch.load(path, map_location="cpu", weights_only=False)
+        else:
+            with torch.serialization.safe_globals(SAFE_CLASSES):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        unsafe = re.search(r"(?:GLOBAL|global|Unsupported class|Unsupported operand)[: ]+([\w.<>]+)", str(error))
+        if "eights only load failed" in str(error) or "weights_only" in str(error):
+            what = f" ({unsafe[1]})" if unsafe else ""
+            raise CheckpointError(
+                f"checkpoint {path} holds pickled code{what}, which could run anything; it was not executed. "
+                "If you know where the file comes from, pass --trust-checkpoint"
+            ) from error
+        raise CheckpointError(f"checkpoint {path} is truncated or no checkpoint: {error}") from error
+    except UNREADABLE as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"checkpoint {path} is truncated or no checkpoint: {first}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"checkpoint {path} holds a {type(content).__name__}, not a dictionary of tensors")
+    return content
+
+
+def select_weights(content: dict[str, Any], weights: str = "auto") -> tuple[str, dict[str, Tensor]]:
+    """The state dict inside a checkpoint: its entry's name and the tensors, prefixes of wrappers removed.
+
+    Args:
+        content: from ``read_checkpoint``: a bare state dict, one of ours, or timm's
+            ``{"state_dict": …, "state_dict_ema": …}``.
+        weights: "ema", "model", or "auto" for the EMA where there is one.
+    """
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights must be one of {WEIGHTS}, got {weights!r}")
+    wanted = {"auto": EMA_ENTRIES + MODEL_ENTRIES, "ema": EMA_ENTRIES, "model": MODEL_ENTRIES}[weights]
+    entry = next((name for name in wanted if isinstance(content.get(name), dict)), "")
+    tensors = content[entry] if entry else content
+    if not entry and (weights == "ema" or not any(isinstance(value, Tensor) for value in tensors.values())):
+        raise CheckpointError(f"no {' or '.join(wanted)} among the entries {', '.join(map(str, list(content)[:8]))}")
+    if stray := [str(name) for name, value in tensors.items() if not isinstance(value, Tensor)]:
+        raise CheckpointError(f"entries that are no tensors: {_some(stray)}")
+    for prefix in ("module.", "_orig_mod."):  # DistributedDataParallel, torch.compile
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return entry, tensors
+
+
+@torch.no_grad()
+def load_pretrained(
+    model: nn.Module,
+    checkpoint: str | Path | dict[str, Any],
+    *,
+    weights: str = "auto",
+    ignore: Sequence[str] = (),
+    trust: bool = False,
+) -> LoadReport:
+    """Loads weights into ``model``; every tensor must be there, fit and be used.
+
+    Args:
+        checkpoint: a file, or its content from ``read_checkpoint``.
+        weights: see ``select_weights``.
+        ignore: patterns (``head.*``) of tensors that the model keeps and the file's are left out, for example a
+            head with other classes. A pattern that matches nothing is an error.
+        trust: see ``read_checkpoint``.
+
+    Raises:
+        CheckpointError: unreadable, or tensors missing, unexpected or of another shape; the message lists them.
+    """
+    name = "checkpoint" if isinstance(checkpoint, dict) else f"checkpoint {checkpoint}"
+    content = checkpoint if isinstance(checkpoint, dict) else read_checkpoint(checkpoint, trust)
+    entry, tensors = select_weights(content, weights)
+    own = model.state_dict()
+    for pattern in ignore:
+        if not fnmatch.filter(own, pattern):
+            raise CheckpointError(f"pattern {pattern!r} matches no tensor of the model")
+    ignored = {tensor for pattern in ignore for tensor in fnmatch.filter([*own, *tensors], pattern)}
+    wanted = {key: value for key, value in own.items() if key not in ignored}
+    given = {key: value for key, value in tensors.items() if key not in ignored}
+
+    problems = []
+    if missing := [key for key in wanted if key not in given]:
+        problems.append(f"{len(missing)} missing: {_some(missing)}")
+    if unexpected := [key for key in given if key not in wanted]:
+        problems.append(f"{len(unexpected)} unexpected: {_some(unexpected)}")
+    if misfits := [
+        f"{key} is {tuple(given[key].shape)}, the model has {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in given and given[key].shape != value.shape
+    ]:
+        problems.append(f"{len(misfits)} of another shape: {_some(misfits)}")
+    if problems:
+        raise CheckpointError(f"{name} does not fit {type(model).__name__}: {'; '.join(problems)}")
+    model.load_state_dict(given, strict=not ignored)
+    return LoadReport(entry, len(given), len(own), tuple(sorted(ignored & own.keys())))
+
+
+def _some(names: list[str], limit: int = 6) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -1,0 +1,343 @@
+"""ELSA-Swin: Swin Transformer with ELSA in its first three stages (arXiv 2112.12786, section 4).
+
+One trunk, ``SwinStages``, serves classification (``ELSASwin``) and detection and segmentation (``ELSASwinMaps``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .elsa import ELSABlock
+from .layers import PatchEmbed, PatchMerging, WindowBlock, resize_map, resize_position_table
+
+ATTENTIONS = ("elsa", "window")
+
+
+class Stage(nn.Module):
+    """Blocks at one resolution, then (but for the last stage) patch merging.
+
+    forward: (B, H, W, C) → the stage's map (B, H, W, C) and what the next stage takes, (B, ⌈H/2⌉, ⌈W/2⌉, 2C).
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], dim: int, merge: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = PatchMerging(dim) if merge else nn.Identity()
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        for block in self.blocks:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x, self.downsample(x)
+
+
+class SwinStages(nn.Module):
+    """Patch embedding and four stages of ELSA or window-attention blocks, for images of any size.
+
+    Args:
+        shift_small_maps: see WindowBlock; the one rule in which the published models differ.
+        img_size: nominal input size, an int or (height, width). Only the absolute position embedding depends on
+            it; forward takes any size.
+        in_chans: channels of the image.
+        embed_dim: C of the first stage; each stage doubles it.
+        depths, num_heads: per stage.
+        attention: per stage, "elsa" or "window".
+        elsa_kernel, group_width, lam, gamma, qk_scale: of the ELSA blocks, see ELSA. ``qk_scale`` 1 is published.
+        window_size: of the window-attention blocks; odd blocks shift by half of it.
+        mlp_ratio, qkv_bias: of all blocks.
+        drop_rate, proj_drop_rate, attn_drop_rate: dropout after the embedding, after projections, in attention.
+        drop_path_rate: stochastic depth, rising linearly from 0 over the blocks.
+        ape: adds an absolute position embedding, resized bicubically for other map sizes.
+    """
+
+    def __init__(
+        self,
+        *,
+        shift_small_maps: bool,
+        img_size: int | tuple[int, int] = 224,
+        in_chans: int = 3,
+        embed_dim: int = 96,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        attention: Sequence[str] = ("elsa", "elsa", "elsa", "window"),
+        elsa_kernel: int = 7,
+        group_width: int = 4,
+        lam: int = 0,
+        gamma: float = 1,
+        qk_scale: float | None = 1.0,
+        window_size: int = 7,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        ape: bool = False,
+    ) -> None:
+        super().__init__()
+        if not len(depths) == len(num_heads) == len(attention):
+            raise ValueError(f"one entry per stage: depths {depths}, num_heads {num_heads}, attention {attention}")
+        if unknown := set(attention) - set(ATTENTIONS):
+            raise ValueError(f"attention of a stage must be one of {ATTENTIONS}, got {sorted(unknown)}")
+        self.in_chans = in_chans
+        self.stage_dims = tuple(embed_dim * 2**stage for stage in range(len(depths)))
+        self.patch_embed = PatchEmbed(img_size, 4, in_chans, embed_dim)
+        self.absolute_pos_embed = nn.Parameter(self._ape_table()) if ape else None
+        self.pos_drop = nn.Dropout(drop_rate)
+
+        common = dict(mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, attn_drop=attn_drop_rate, proj_drop=proj_drop_rate)
+        elsa = dict(kernel_size=elsa_kernel, group_width=group_width, lam=lam, gamma=gamma, qk_scale=qk_scale)
+        window = dict(window_size=window_size, shift_small_maps=shift_small_maps)
+        rates = iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())
+        self.layers = nn.ModuleList()
+        for stage, dim in enumerate(self.stage_dims):
+            blocks = []
+            for index in range(depths[stage]):
+                heads, rate = num_heads[stage], next(rates)
+                if attention[stage] == "elsa":
+                    blocks.append(ELSABlock(dim, heads, drop_path=rate, **common, **elsa))
+                else:
+                    shift = window_size // 2 if index % 2 else 0
+                    blocks.append(WindowBlock(dim, heads, drop_path=rate, shift=shift, **common, **window))
+            self.layers.append(Stage(blocks, dim, merge=stage < len(depths) - 1))
+
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def _ape_table(self) -> Tensor:
+        """A freshly initialised position embedding, in the layout that the subclass's checkpoints have."""
+        raise AssertionError("a subclass gives the layout")
+
+    def _position_embedding(self, height: int, width: int) -> Tensor:
+        """The absolute position embedding for a map: (1, height, width, C)."""
+        table = self.absolute_pos_embed
+        if table.ndim == 4:
+            return resize_map(table, (height, width)).permute(0, 2, 3, 1)
+        return resize_position_table(table, self.patch_embed.grid_size, (height, width)).unflatten(1, (height, width))
+
+    def embed(self, image: Tensor) -> Tensor:
+        """(B, C_in, H, W) → (B, ⌈H/4⌉, ⌈W/4⌉, C)."""
+        x = self.patch_embed(image)
+        if self.absolute_pos_embed is not None:
+            x = x + self._position_embedding(*x.shape[1:3])
+        return self.pos_drop(x)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in backward instead of keeping its activations."""
+        for stage in self.layers:
+            stage.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """What is exempt from weight decay beside biases and norms. Published recipes do decay rb and ghost_head."""
+        return set() if self.absolute_pos_embed is None else {"absolute_pos_embed"}
+
+
+class ELSASwin(SwinStages):
+    """ELSA-Swin for classification: the stages, LayerNorm, mean over positions, linear head. A timm model.
+
+    Args:
+        num_classes: 0 leaves out the head.
+        global_pool: "avg", "max" or "" for none.
+        shift_small_maps: False as published, see WindowBlock.
+        **trunk: every other argument of SwinStages, checked there; ``drop_rate`` also acts before the head.
+    """
+
+    def __init__(
+        self, num_classes: int = 1000, global_pool: str = "avg", shift_small_maps: bool = False, **trunk: Any
+    ) -> None:
+        super().__init__(shift_small_maps=shift_small_maps, **trunk)
+        self.num_features = self.head_hidden_size = self.stage_dims[-1]
+        self.feature_info = [
+            dict(num_chs=dim, reduction=4 * 2**stage, module=f"layers.{stage}")
+            for stage, dim in enumerate(self.stage_dims)
+        ]
+        self.norm = nn.LayerNorm(self.num_features)
+        self.head_drop = nn.Dropout(self.pos_drop.p)
+        self.reset_classifier(num_classes, global_pool)
+
+    def _ape_table(self) -> Tensor:
+        height, width = self.patch_embed.grid_size
+        return nn.init.trunc_normal_(torch.empty(1, height * width, self.stage_dims[0]), std=0.02)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) → the normalised last map, (B, ⌈H/32⌉, ⌈W/32⌉, C)."""
+        x = self.embed(x)
+        for stage in self.layers:
+            _, x = stage(x)
+        return self.norm(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """The last map → logits (B, num_classes), or the pooled features with ``pre_logits``."""
+        if self.global_pool:
+            x = x.mean((1, 2)) if self.global_pool == "avg" else x.amax((1, 2))
+        x = self.head_drop(x)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def _select_stages(self, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
+        """The stages that ``indices`` names as in forward_intermediates, and the last of them."""
+        count = len(self.layers)
+        if isinstance(indices, int):
+            indices = range(-indices, 0)
+        wanted = [index + count * (index < 0) for index in (range(count) if indices is None else indices)]
+        if not wanted or any(index not in range(count) for index in wanted):
+            raise ValueError(f"indices must name some of the {count} stages, got {indices}")
+        return wanted, max(wanted)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The maps of the stages, before patch merging.
+
+        Args:
+            x: (B, C_in, H, W).
+            indices: the last n stages (int), the stages named (sequence, negative from the end), or all (None).
+            norm: applies the final LayerNorm to the last stage's map.
+            stop_early: runs no stage after the last one asked for.
+            output_fmt: "NCHW" or "NHWC".
+            intermediates_only: returns the list alone, without the final map.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ValueError(f"output_fmt must be NCHW or NHWC, got {output_fmt!r}")
+        wanted, last = self._select_stages(indices)
+        intermediates = []
+        x = self.embed(x)
+        for index, stage in enumerate(self.layers[: last + 1] if stop_early else self.layers):
+            level, x = stage(x)
+            if index in wanted:
+                if norm and index == len(self.stage_dims) - 1:
+                    level = self.norm(level)
+                intermediates.append(level.permute(0, 3, 1, 2) if output_fmt == "NCHW" else level)
+        if intermediates_only:
+            return intermediates
+        return (self.norm(x) if index == len(self.stage_dims) - 1 else level), intermediates
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drops what the maps named by ``indices`` do not need; returns their indices."""
+        wanted, last = self._select_stages(indices)
+        self.layers = self.layers[: last + 1]
+        self.layers[-1].downsample = nn.Identity()
+        if last < len(self.stage_dims) - 1:
+            prune_norm = prune_head = True
+            self.num_features = self.head_hidden_size = self.stage_dims[last]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+        return wanted
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh head for ``num_classes`` classes (0: none); ``global_pool`` None keeps the pooling."""
+        if global_pool is not None:
+            if global_pool not in ("avg", "max", ""):
+                raise ValueError(f"global_pool must be 'avg', 'max' or '', got {global_pool!r}")
+            self.global_pool = global_pool
+        self.num_classes = num_classes
+        if not num_classes:
+            self.head = nn.Identity()
+            return
+        self.head = nn.Linear(self.num_features, num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    @torch.no_grad()
+    def set_input_size(self, img_size: int | tuple[int, int] | None = None, window_size: int | None = None) -> None:
+        """Resizes what has a size: the absolute position embedding, and the windows with their bias tables."""
+        if img_size is not None:
+            old_grid = self.patch_embed.grid_size
+            self.patch_embed.set_input_size(img_size)
+            if self.absolute_pos_embed is not None:
+                table = resize_position_table(self.absolute_pos_embed, old_grid, self.patch_embed.grid_size)
+                self.absolute_pos_embed = nn.Parameter(table)
+        if window_size is not None:
+            for block in self.modules():
+                if isinstance(block, WindowBlock):
+                    block.set_window_size(window_size)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that give each parameter its depth, for layer-wise learning-rate decay."""
+        return dict(
+            stem=r"^absolute_pos_embed|patch_embed",
+            blocks=r"^layers\.(\d+)"
+            if coarse
+            else [
+                (r"^layers\.(\d+)\.blocks\.(\d+)", None),
+                (r"^layers\.(\d+)\.downsample", (99999,)),
+                (r"^norm", (99999,)),
+            ],
+        )
+
+
+class ELSASwinMaps(SwinStages):
+    """ELSA-Swin as a backbone: images of any size → maps at strides 4, 8, 16, 32, each after its own LayerNorm.
+
+    Args:
+        out_indices: the stages whose maps are returned.
+        frozen_stages: −1 none; 0 freezes the embedding, n also the first n stages (eval mode, no gradients).
+        shift_small_maps: True as published, see WindowBlock.
+        **trunk: every other argument of SwinStages, checked there.
+    """
+
+    def __init__(
+        self,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        shift_small_maps: bool = True,
+        **trunk: Any,
+    ) -> None:
+        super().__init__(shift_small_maps=shift_small_maps, **trunk)
+        stages = len(self.stage_dims)
+        if not out_indices or any(index not in range(stages) for index in out_indices):
+            raise ValueError(f"out_indices must name stages 0 … {stages - 1}, got {tuple(out_indices)}")
+        if frozen_stages not in range(-1, stages + 1):
+            raise ValueError(f"frozen_stages must be -1 … {stages}, got {frozen_stages}")
+        self.out_indices, self.frozen_stages = tuple(out_indices), frozen_stages
+        for index in self.out_indices:
+            self.add_module(f"norm{index}", nn.LayerNorm(self.stage_dims[index]))
+        self._frozen().requires_grad_(False)
+
+    def _ape_table(self) -> Tensor:
+        return nn.init.trunc_normal_(torch.empty(1, self.stage_dims[0], *self.patch_embed.grid_size), std=0.02)
+
+    def _frozen(self) -> nn.ModuleList:
+        if self.frozen_stages < 0:
+            return nn.ModuleList()
+        return nn.ModuleList([self.patch_embed, *self.layers[: self.frozen_stages]])
+
+    def train(self, mode: bool = True) -> ELSASwinMaps:
+        super().train(mode)
+        self._frozen().eval()
+        return self
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, C_in, H, W) → one (B, C_i, ⌈H/s⌉, ⌈W/s⌉) map per out index, s = 4 · 2^i."""
+        x, maps = self.embed(x), []
+        for index, stage in enumerate(self.layers[: max(self.out_indices) + 1]):
+            level, x = stage(x)
+            if index in self.out_indices:
+                maps.append(self.get_submodule(f"norm{index}")(level).permute(0, 3, 1, 2))
+        return maps

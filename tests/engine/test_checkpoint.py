@@ -1,0 +1,71 @@
+"""A file is either whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+import safetensors.torch
+import torch
+
+from elsa.engine import sha256, write_text, write_then_rename
+from elsa.engine.checkpoint import save_checkpoint
+from elsa.engine.logbook import Logbook, read_log
+from elsa.engine.runtime import Runtime
+
+ALONE = Runtime(0, 1, torch.device("cpu"))
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "state"
+    write_text(path, "old")
+
+    def fail(beside):
+        beside.write_text("half of the n")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_then_rename(path, fail)
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state"]
+
+
+def test_last_best_and_weights_agree(tmp_path):
+    state = {"arch": "a", "epoch": 1, "config": {"TRAIN.LR": 1.0}, "state_dict": {"w": torch.ones(2)}}
+    save_checkpoint(tmp_path, state, {"w": torch.full((2,), 5.0)}, is_best=True)
+    save_checkpoint(tmp_path, {**state, "epoch": 2}, {"w": torch.full((2,), 6.0)}, is_best=False)
+    assert torch.load(tmp_path / "best.pt", weights_only=True)["epoch"] == 1
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["epoch"] == 2
+    assert safetensors.torch.load_file(tmp_path / "best.safetensors")["w"].tolist() == [5.0, 5.0]
+    assert safetensors.torch.load_file(tmp_path / "last.safetensors")["w"].tolist() == [6.0, 6.0]
+    with safetensors.safe_open(tmp_path / "best.safetensors", "pt") as stream:
+        assert json.loads(stream.metadata()["config"]) == {"TRAIN.LR": 1.0}
+
+
+def test_sha256(tmp_path):
+    (tmp_path / "f").write_bytes(b"abc" * 10**6)
+    assert sha256(tmp_path / "f") == hashlib.sha256(b"abc" * 10**6).hexdigest()
+
+
+def test_the_log_of_a_run_that_died_is_cut_back_to_its_checkpoint(tmp_path):
+    book = Logbook(tmp_path, ALONE, total_steps=10, tensorboard=False)
+    for step in (1, 2, 3):
+        book.write("train", step, "", loss=float(step))
+    book.close()
+    with (tmp_path / "log.jsonl").open("a") as stream:
+        stream.write('{"kind": "train", "st')
+    resumed = Logbook(tmp_path, ALONE, total_steps=10, from_step=2, tensorboard=False)
+    resumed.write("train", 3, "", loss=30.0)
+    resumed.close()
+    assert [(record["step"], record["loss"]) for record in read_log(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def test_tensorboard_gets_the_numbers(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    book = Logbook(tmp_path, ALONE, total_steps=2)
+    book.write("eval", 1, "", top1=12.5)
+    book.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("eval/top1")] == [(1, 12.5)]

@@ -1,0 +1,142 @@
+"""Configuration: what is accepted, what is refused, and that the refusal helps."""
+
+from __future__ import annotations
+
+import pytest
+
+from elsa.engine import ConfigError, differences, dump, flatten, load_config, plain
+from elsa.engine.schema import SCHEMA
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str, name: str = "config.yaml"):
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_defaults_are_valid_and_documented(write):
+    values = flatten(load_config(write("MODEL: {}\n")))
+    assert values["TRAIN.EPOCHS"] == 300
+    assert all(key.help for key in SCHEMA.values())
+
+
+def test_every_recipe_loads(root):
+    recipes = sorted((root / "configs/classification").glob("*.yaml"))
+    assert len(recipes) >= 7
+    for path in recipes:
+        load_config(path)
+
+
+def test_base_files_are_layered_and_overrides_come_last(write):
+    write("TRAIN: {LR: 1.0, EPOCHS: 7}\nMODEL: {NAME: a}\n", "grandparent.yaml")
+    write("BASE: grandparent.yaml\nTRAIN: {LR: 0.5}\n", "parent.yaml")
+    child = write("BASE: parent.yaml\nMODEL: {NAME: b}\nTRAIN: {WARMUP_EPOCHS: 1}\n")
+    config = load_config(child, ["TRAIN.LR=0.25"])
+    assert (config.TRAIN.LR, config.TRAIN.EPOCHS, config.MODEL.NAME) == (0.25, 7, "b")
+
+
+def test_the_result_is_frozen(write):
+    config = load_config(write("MODEL: {}\n"))
+    with pytest.raises(AttributeError):
+        config.TRAIN.LR = 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("TRAIN.LR=1", "TRAIN.LR", 1.0),
+        ("TRAIN.LR=1e-3", "TRAIN.LR", 1e-3),
+        ("TRAIN.EPOCHS=300.0", "TRAIN.EPOCHS", 300),
+        ("AMP.ENABLED=false", "AMP.ENABLED", False),
+        ("AMP.ENABLED='True'", "AMP.ENABLED", True),
+        ("MODEL.NAME=10", "MODEL.NAME", "10"),
+        ("TRAIN.CLIP_GRAD=null", "TRAIN.CLIP_GRAD", None),
+        ("TRAIN.BETAS=[0.9, 0.95]", "TRAIN.BETAS", (0.9, 0.95)),
+        ("TRAIN.BETAS=(0.9, 0.95)", "TRAIN.BETAS", (0.9, 0.95)),
+        ("MODEL.KWARGS={lam: 1}", "MODEL.KWARGS", {"lam": 1}),
+        ("MODEL.KWARGS.elsa_kernel=5", "MODEL.KWARGS", {"elsa_kernel": 5}),
+        ("TRAIN.NO_DECAY=['*.rb']", "TRAIN.NO_DECAY", ("*.rb",)),
+    ],
+)
+def test_values_become_the_declared_type(write, text, name, value):
+    got = flatten(load_config(write("MODEL: {}\n"), [text]))[name]
+    assert got == value
+    assert type(got) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("TRAIN: {EPOCH: 3}", "unknown key 'TRAIN.EPOCH'; did you mean TRAIN.EPOCHS?"),
+        ("TRAIN: {BATCH: 3}", "unknown key 'TRAIN.BATCH'; did you mean DATA.BATCH?"),
+        ("TRIAN: {LR: 3}", "unknown section 'TRIAN'; did you mean TRAIN?"),
+        ("LR: 0.1", "unknown section 'LR'; did you mean TRAIN.LR?"),
+        ("TRAIN: {LR: fast}", "TRAIN.LR must be a number, got 'fast'"),
+        ("TRAIN: {LR: -0.1}", "TRAIN.LR must be between 0 and 100, got -0.1"),
+        ("TRAIN: {LR: .nan}", "TRAIN.LR must be between 0 and 100, got nan"),
+        ("TRAIN: {EPOCHS: 2.5}", "TRAIN.EPOCHS must be an integer, got 2.5"),
+        ("TRAIN: {EPOCHS: true}", "TRAIN.EPOCHS must be an integer, got True"),
+        ("TRAIN: {EPOCHS: }", "TRAIN.EPOCHS must be an integer, got null"),
+        ("AMP: {ENABLED: 1}", "AMP.ENABLED must be true or false, got 1"),
+        ("AMP: {DTYPE: bfloat6}", "did you mean bfloat16?"),
+        ("AUG: {SCALE: [0.5]}", "AUG.SCALE needs 2 numbers"),
+        ("AUG: {SCALE: [1.0, 0.5]}", "AUG.SCALE must rise"),
+        ("AUG: {SCALE: 0.5}", "AUG.SCALE must be a list, got 0.5"),
+        ("TRAIN: {WARMUP_EPOCHS: 300}", "TRAIN.WARMUP_EPOCHS 300 must be smaller than TRAIN.EPOCHS 300"),
+        ("TRAIN: {MIN_LR: 1.0}", "TRAIN.MIN_LR 1 is larger than TRAIN.LR 0.001"),
+        ("TRAIN: {ACCUM: 3}", "DATA.BATCH 1024 is no multiple of TRAIN.ACCUM 3"),
+        ("MODEL: {IN_CHANS: 1}", "DATA.MEAN needs one number per channel (1)"),
+        ("EVAL: {WEIGHTS: ema}", "TRAIN.EMA_DECAY is null"),
+        ("TRAIN: 3", "section TRAIN must be a mapping"),
+        ("- 1", "must be a mapping of sections, got list"),
+        ("TRAIN: {LR: 1.0, EPOCHS: 3, LR: 2.0}", "key 'LR' is given twice, in lines 1 and 1"),
+        ("TRAIN:\n  LR: 1.0\nMODEL: {}\nTRAIN:\n  EPOCHS: 3", "key 'TRAIN' is given twice, in lines 1 and 4"),
+        ("TRAIN: {LR: [", "is no YAML"),
+        ("BASE: absent.yaml", "absent.yaml does not exist, named as BASE by"),
+        ("BASE: config.yaml", "leads back to itself"),
+    ],
+)
+def test_mistakes_are_named(write, text, message):
+    with pytest.raises(ConfigError, match=r".") as caught:
+        load_config(write(text + "\n"))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("TRAIN.LR", "--set needs KEY=VALUE, got 'TRAIN.LR'"),
+        ("train.lr=1", "did you mean TRAIN.LR?"),
+        ("MODEL.NAME.x=1", "unknown key 'MODEL.NAME.x'"),
+        ("TRAIN.LR=[", "is no YAML value"),
+        ("TRAIN.LR=__import__('os')", "must be a number"),
+    ],
+)
+def test_bad_overrides_are_named(write, override, message):
+    with pytest.raises(ConfigError) as caught:
+        load_config(write("MODEL: {}\n"), [override])
+    assert message in str(caught.value)
+
+
+def test_a_missing_config_suggests_its_neighbour(write, tmp_path):
+    write("MODEL: {}\n", "elsa_swin_tiny.yaml")
+    with pytest.raises(ConfigError, match=r"did you mean elsa_swin_tiny\.yaml"):
+        load_config(tmp_path / "elsa_swin_tini.yaml")
+
+
+@pytest.mark.parametrize("comments", [False, True])
+def test_what_is_dumped_reads_back_equal(write, comments):
+    config = load_config(write("MODEL: {}\n"), ["MODEL.KWARGS={lam: 1, note: 'a: b'}", "TRAIN.NO_DECAY=['*.rb']"])
+    assert plain(load_config(write(dump(config, comments), "again.yaml"))) == plain(config)
+
+
+def test_differences_name_the_keys_and_forgive_what_may_change(write):
+    stored = plain(load_config(write("MODEL: {}\n")))
+    same = load_config(write("MODEL: {}\n"), ["DATA.WORKERS=1", "LOG.EVERY=3", "DATA.ROOT=elsewhere"])
+    assert differences(stored, same) == []
+    other = load_config(write("MODEL: {}\n"), ["TRAIN.LR=0.5"])
+    assert differences(stored, other) == ["TRAIN.LR: 0.001 in the checkpoint, 0.5 now"]

@@ -1,0 +1,507 @@
+"""What timm's own tests demand of a model, for every variant of the table."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+import pytest
+import timm
+import torch
+from timm.models import group_parameters, model_entrypoint
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+
+import elsa.models
+from elsa.models import VARIANTS, ELSASwin
+
+NANO = "elsa_swin_nano"
+CHEAP = [NANO, "elsa_swin_tiny"]
+SHIFTED = dict(depths=(1, 1, 1, 2), window_size=3)  # with 128 pixels a last map of 4 × 4: windows, shifts and padding
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)
+
+
+def build(name=NANO, **changes):
+    return timm.create_model(name, **changes)
+
+
+def image(batch=2, channels=3, height=64, width=64):
+    return torch.randn(batch, channels, height, width)
+
+
+# ---- registration
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_registered_with_a_default_cfg(name):
+    assert timm.is_model(name)
+    assert name in timm.list_models("elsa*")
+    assert model_entrypoint(name).__name__ == name
+    cfg = timm.get_pretrained_cfg(name)
+    assert cfg.architecture == name
+    assert cfg.num_classes == 1000
+    assert cfg.input_size == (3, 224, 224)
+    assert cfg.fixed_input_size is False
+    assert cfg.interpolation == "bicubic"
+    assert cfg.crop_pct == 0.9
+    spec = VARIANTS[name]
+    stride = 4 * 2 ** (len(spec.depths) - 1)
+    assert cfg.pool_size == (224 // stride, 224 // stride)
+
+
+def test_every_registered_elsa_model_is_in_the_table():
+    assert set(timm.list_models(module="registry")) & set(timm.list_models("elsa*")) == set(VARIANTS)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_first_conv_and_classifier_exist(name):
+    model = build(name)
+    cfg = model.pretrained_cfg
+    state = model.state_dict()
+    assert f"{cfg['first_conv']}.weight" in state
+    assert f"{cfg['classifier']}.weight" in state
+    assert cfg == model.default_cfg
+    assert model.get_classifier() is model.get_submodule(cfg["classifier"])
+    assert isinstance(model.get_submodule(cfg["first_conv"]), torch.nn.Conv2d)
+    model.reset_classifier(0)
+    assert not any(key.startswith(f"{cfg['classifier']}.") for key in model.state_dict())
+
+
+def test_public_names():
+    for name in elsa.models.__all__:
+        assert hasattr(elsa.models, name)
+
+
+@pytest.mark.parametrize("misspelt", ["elsa_kernal", "num_clases", "drop_path", "gama"])
+def test_misspelt_keyword_is_an_error(misspelt):
+    with pytest.raises(TypeError, match=misspelt):
+        build(**{misspelt: 3})
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_pretrained_says_that_there_are_no_weights(name):
+    with pytest.raises(RuntimeError, match=f"No pretrained weights exist for {name}"):
+        build(name, pretrained=True)
+
+
+def test_the_spec_is_a_default_that_keywords_override():
+    model = build(elsa_kernel=5, group_width=8, lam=1, gamma=0.5, img_size=96, depths=(1, 1, 1, 1))
+    attention = model.layers[0].blocks[0].attn
+    assert (attention.kernel_size, attention.lam, attention.gamma) == (5, 1, 0.5)
+    assert attention.attn[0].weight.shape[1] == 8
+    assert [len(stage.blocks) for stage in model.layers] == [1, 1, 1, 1]
+
+
+def test_model_can_be_built_without_memory():
+    with torch.device("meta"):
+        model = build()
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+# ---- classification
+
+
+@pytest.mark.parametrize("name", CHEAP)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_forward_and_backward(name, batch):
+    """Finite outputs, and every parameter gets a gradient."""
+    model = build(name, num_classes=42).train()
+    out = model(image(batch, height=64, width=96))
+    assert out.shape == (batch, 42)
+    out.mean().backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("name", CHEAP)
+def test_size_channels_classes_and_drop_path_are_taken(name):
+    model = build(name, num_classes=7, img_size=(48, 80), in_chans=1, drop_path_rate=0.25, drop_rate=0.1).eval()
+    assert model.num_classes == 7
+    assert model.patch_embed.img_size == (48, 80)
+    assert model.patch_embed.grid_size == (12, 20)
+    assert model.layers[-1].blocks[-1].drop_path.drop_prob == pytest.approx(0.25)
+    assert model.head_drop.p == 0.1
+    assert model(image(1, 1, 48, 80)).shape == (1, 7)
+    with pytest.raises(RuntimeError):
+        model(image(1, 3, 48, 80))
+
+
+@pytest.mark.parametrize("name", CHEAP)
+def test_features_head_and_logits_agree(name):
+    model = build(name).eval()
+    x = image()
+    with torch.no_grad():
+        features = model.forward_features(x)
+        assert features.shape == (2, 2, 2, model.num_features)
+        pooled = model.forward_head(features, pre_logits=True)
+        assert pooled.shape == (2, model.head_hidden_size)
+        logits = model.forward_head(features)
+        torch.testing.assert_close(logits, model(x))
+        torch.testing.assert_close(model.get_classifier()(pooled), logits)
+        torch.testing.assert_close(pooled, features.mean((1, 2)))
+
+
+@pytest.mark.parametrize("how", ["created", "reset"])
+def test_no_classes_gives_features(how):
+    model = build(num_classes=0) if how == "created" else build()
+    if how == "reset":
+        model.reset_classifier(0)
+    assert isinstance(model.get_classifier(), torch.nn.Identity)
+    assert model.num_classes == 0
+    model.eval()
+    x = image()
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), model.forward_features(x).mean((1, 2)))
+
+
+@pytest.mark.parametrize("how", ["created", "reset"])
+def test_no_pooling_gives_the_map(how):
+    model = build(num_classes=0, global_pool="") if how == "created" else build()
+    if how == "reset":
+        model.reset_classifier(0, "")
+    model.eval()
+    x = image(height=224, width=224)
+    with torch.no_grad():
+        out = model(x)
+        assert torch.equal(out, model.forward_features(x))
+    assert out.shape == (2, *model.pretrained_cfg["pool_size"], model.num_features)
+
+
+def test_max_pooling():
+    model = build(num_classes=0, global_pool="max").eval()
+    x = image()
+    with torch.no_grad():
+        assert torch.equal(model(x), model.forward_features(x).amax((1, 2)))
+
+
+def test_reset_classifier_makes_a_fresh_head_and_keeps_the_rest():
+    model = build(global_pool="max").eval()
+    before = {key: value.clone() for key, value in model.state_dict().items() if not key.startswith("head.")}
+    model.reset_classifier(13)
+    assert model.global_pool == "max"
+    assert model(image()).shape == (2, 13)
+    assert (model.num_classes, model.get_classifier().out_features) == (13, 13)
+    assert not model.get_classifier().bias.any()
+    assert model.get_classifier().weight.std().item() == pytest.approx(0.02, rel=0.1)
+    for key, value in before.items():
+        assert torch.equal(value, model.state_dict()[key]), key
+    model.reset_classifier(4, "avg")
+    assert model.global_pool == "avg"
+    with pytest.raises(ValueError, match="'mean'"):
+        model.reset_classifier(4, "mean")
+
+
+def test_reset_classifier_keeps_the_dtype():
+    model = build().double()
+    model.reset_classifier(3)
+    assert model(image().double()).dtype == torch.float64
+
+
+# ---- maps
+
+
+@pytest.mark.parametrize("name", CHEAP)
+def test_features_only(name):
+    model = build(name, features_only=True).eval()
+    x = image(1, height=72, width=100)
+    with torch.no_grad():
+        maps = model(x)
+    channels, reductions = model.feature_info.channels(), model.feature_info.reduction()
+    assert reductions == [4, 8, 16, 32]
+    assert [level.shape[1] for level in maps] == channels
+    for level, reduction in zip(maps, reductions, strict=True):
+        assert level.shape == (1, level.shape[1], -(-72 // reduction), -(-100 // reduction))
+        assert level.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("indices", "stages"),
+    [((0, 1, 2, 3), [0, 1, 2, 3]), ((1, 3), [1, 3]), ((0,), [0]), ((-1,), [3]), ((-3, -2), [1, 2]), (2, [2, 3])],
+    ids=str,
+)
+def test_out_indices_choose_stages_and_drop_what_is_not_needed(indices, stages):
+    whole, chosen = build(features_only=True).eval(), build(features_only=True, out_indices=indices).eval()
+    assert chosen.feature_info.channels() == [whole.feature_info.channels()[stage] for stage in stages]
+    assert chosen.feature_info.reduction() == [whole.feature_info.reduction()[stage] for stage in stages]
+    missing, _ = chosen.load_state_dict(whole.state_dict(), strict=False)
+    assert not missing
+    x = image()
+    every, some = whole(x), chosen(x)
+    assert len(some) == len(stages)
+    for level, stage in zip(some, stages, strict=True):
+        torch.testing.assert_close(level, every[stage])
+    sum(level.square().mean() for level in some).backward()
+    unused = [key for key, parameter in chosen.named_parameters() if parameter.grad is None]
+    assert not unused
+
+
+@pytest.mark.parametrize("indices", [(4,), (-5,), (), 0, 5], ids=str)
+def test_out_indices_that_are_not_there_are_refused(indices):
+    with pytest.raises(ValueError, match="stages"):
+        build(features_only=True, out_indices=indices)
+
+
+@pytest.mark.parametrize("name", CHEAP)
+def test_forward_intermediates_is_forward_with_its_maps(name):
+    model = build(name).eval()
+    x = image(height=96, width=64)
+    with torch.no_grad():
+        final, maps = model.forward_intermediates(x)
+        torch.testing.assert_close(final, model.forward_features(x))
+        assert len(maps) == len(model.feature_info)
+        for level, info in zip(maps, model.feature_info, strict=True):
+            assert level.shape == (2, info["num_chs"], 96 // info["reduction"], 64 // info["reduction"])
+
+        last = model.forward_intermediates(x, indices=1, intermediates_only=True)
+        assert isinstance(last, list)
+        assert torch.equal(last[0], maps[-1])
+        normed = model.forward_intermediates(x, norm=True, intermediates_only=True)
+        torch.testing.assert_close(normed[-1], final.permute(0, 3, 1, 2))
+        assert torch.equal(normed[0], maps[0])
+        channels_last = model.forward_intermediates(x, output_fmt="NHWC", intermediates_only=True)
+        for one, other in zip(channels_last, maps, strict=True):
+            assert torch.equal(one.permute(0, 3, 1, 2), other)
+
+
+@pytest.mark.parametrize(
+    ("indices", "stages"),
+    [(None, [0, 1, 2, 3]), (2, [2, 3]), ([0, 2], [0, 2]), ([-4, -1], [0, 3]), ((1,), [1])],
+    ids=str,
+)
+def test_intermediates_by_index(indices, stages):
+    model = build().eval()
+    x = image()
+    with torch.no_grad():
+        maps = model.forward_intermediates(x, intermediates_only=True)
+        chosen = model.forward_intermediates(x, indices=indices, intermediates_only=True)
+    assert len(chosen) == len(stages)
+    assert all(torch.equal(level, maps[stage]) for level, stage in zip(chosen, stages, strict=True))
+
+
+def test_stop_early_runs_no_later_stage():
+    model = build().eval()
+    x = image()
+    ran = []
+    for index, stage in enumerate(model.layers):
+        stage.register_forward_hook(lambda *_, index=index: ran.append(index))
+    maps = model.forward_intermediates(x, indices=[0, 1], intermediates_only=True)
+    assert ran == [0, 1, 2, 3]
+    ran.clear()
+    early = model.forward_intermediates(x, indices=[0, 1], stop_early=True, intermediates_only=True)
+    assert ran == [0, 1]
+    assert all(torch.equal(one, other) for one, other in zip(early, maps, strict=True))
+
+
+@pytest.mark.parametrize("arguments", [dict(indices=[4]), dict(indices=[-5]), dict(indices=[]), dict(output_fmt="NLC")])
+def test_intermediates_refuse_what_they_cannot_give(arguments):
+    with pytest.raises(ValueError, match=r"indices|output_fmt"):
+        build().forward_intermediates(image(), **arguments)
+
+
+@pytest.mark.parametrize("indices", [1, [3], [0, 1], [-3]], ids=str)
+def test_pruning_keeps_the_maps_and_drops_the_rest(indices):
+    model = build().eval()
+    x = image()
+    with torch.no_grad():
+        before = model.forward_intermediates(x, indices=indices, intermediates_only=True)
+        kept = model.prune_intermediate_layers(indices)
+        after = model.forward_intermediates(x, indices=kept, intermediates_only=True)
+        assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+        assert len(model.layers) == max(kept) + 1
+        assert isinstance(model.get_classifier(), torch.nn.Identity)
+        final = model(x)
+    assert final.shape[-1] == model.num_features == before[-1].shape[1]
+
+
+def test_feature_info_names_modules_that_exist():
+    model = build()
+    for info in model.feature_info:
+        model.get_submodule(info["module"])
+
+
+# ---- training aids
+
+
+@pytest.mark.parametrize("arguments", [{}, SHIFTED, dict(drop_path_rate=0.5, proj_drop_rate=0.3)], ids=str)
+def test_checkpointing_changes_neither_outputs_nor_gradients(arguments):
+    plain = build(num_classes=5, **arguments).train()
+    recomputed = copy.deepcopy(plain)
+    recomputed.set_grad_checkpointing()
+    x = image(height=128, width=128)
+    calls = []
+    recomputed.layers[1].blocks[0].attn.register_forward_pre_hook(lambda *_: calls.append(1))
+    outputs = []
+    for model in (plain, recomputed):
+        torch.manual_seed(1)
+        outputs.append(model(x))
+        outputs[-1].square().sum().backward()
+    torch.testing.assert_close(*outputs)
+    assert len(calls) == 2  # forward, and again in backward
+    for (name, one), other in zip(plain.named_parameters(), recomputed.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, msg=name)
+
+    recomputed.set_grad_checkpointing(False)
+    recomputed(x).sum().backward()
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_layer_groups_rise_from_stem_to_head(name):
+    model = build(name, ape=True)
+    depth = group_parameters(model, model.group_matcher(), reverse=True)
+    assert set(depth) == {key for key, _ in model.named_parameters()}
+    assert {depth[key] for key in depth if key.startswith(("patch_embed", "absolute_pos_embed"))} == {0}
+
+    previous = 0
+    for stage, blocks in enumerate(VARIANTS[name].depths):
+        for block in range(blocks):
+            of_block = {value for key, value in depth.items() if key.startswith(f"layers.{stage}.blocks.{block}.")}
+            assert of_block == {previous + 1}
+            previous += 1
+        merging = {value for key, value in depth.items() if key.startswith(f"layers.{stage}.downsample.")}
+        assert merging <= {previous, previous + 1}  # with the block before it or the one after
+    assert {value for key, value in depth.items() if key.startswith("norm.")} <= {previous, previous + 1}
+    head = {value for key, value in depth.items() if key.startswith("head.")}
+    assert head == {max(depth.values())}
+    assert min(head) > previous
+
+    coarse = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
+    for stage in range(len(VARIANTS[name].depths)):
+        assert {value for key, value in coarse.items() if key.startswith(f"layers.{stage}.")} == {stage + 1}
+
+
+def test_layer_decay_scales_learning_rates_from_head_to_stem():
+    model = build()
+    groups = param_groups_layer_decay(model, 0.05, layer_decay=0.5)
+    scale = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
+    named = {key: scale[id(parameter)] for key, parameter in model.named_parameters()}
+    blocks = sum(VARIANTS[NANO].depths)
+    assert named["head.weight"] == 1
+    assert named["patch_embed.proj.weight"] == pytest.approx(0.5 ** (blocks + 1))
+    assert named["layers.0.blocks.0.attn.ghost_head"] == pytest.approx(0.5**blocks)
+
+
+def test_only_biases_norms_and_position_embedding_escape_weight_decay():
+    model = build(ape=True)
+    assert model.no_weight_decay() == {"absolute_pos_embed"}
+    assert build().no_weight_decay() == set()
+    exempt, decayed = param_groups_weight_decay(model, 0.05, no_weight_decay_list=model.no_weight_decay())
+    assert (exempt["weight_decay"], decayed["weight_decay"]) == (0, 0.05)
+    ids = {id(parameter) for parameter in exempt["params"]}
+    names = [key for key, parameter in model.named_parameters() if id(parameter) in ids]
+    assert all(re.search(r"(bias|norm\d?\.weight|absolute_pos_embed)$", key) for key in names)
+    kept = [key for key, parameter in model.named_parameters() if id(parameter) not in ids]
+    assert any(key.endswith(".rb") for key in kept)
+    assert any(key.endswith("ghost_head") for key in kept)
+
+
+# ---- sizes
+
+
+def test_set_input_size_resizes_the_position_embedding():
+    model = build(ape=True, img_size=64).eval()
+    x = image(height=96, width=128)
+    with torch.no_grad():
+        before = model(x)
+        model.set_input_size((96, 128))
+        assert model.patch_embed.grid_size == (24, 32)
+        assert model.absolute_pos_embed.shape == (1, 24 * 32, 32)
+        torch.testing.assert_close(model(x), before, atol=1e-5, rtol=1e-4)  # resized once instead of in every pass
+    assert model.absolute_pos_embed.requires_grad
+    fresh = build(ape=True, img_size=(96, 128))
+    fresh.load_state_dict(model.state_dict())
+
+
+def test_set_input_size_alone_changes_nothing_without_a_position_embedding():
+    model = build().eval()
+    x = image(height=80, width=64)
+    with torch.no_grad():
+        before = model(x)
+        model.set_input_size(img_size=80)
+        assert torch.equal(model(x), before)
+
+
+def test_another_window_size_is_a_model_built_with_it():
+    model = build(**SHIFTED).eval()
+    x = image(height=160, width=160)
+    with torch.no_grad():
+        before = model(x)
+        model.set_input_size(window_size=2)
+        fresh = build(**{**SHIFTED, "window_size": 2}).eval()
+        fresh.load_state_dict(model.state_dict())
+        assert torch.equal(model(x), fresh(x))
+        assert not torch.allclose(model(x), before)
+    for window in (3, 1, 3):  # a window of one has no shift, but the next one has again
+        model.set_input_size(window_size=window)
+    fresh = build(**SHIFTED).eval()
+    fresh.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(model(x), fresh(x))
+    with pytest.raises(ValueError, match="window_size"):
+        model.set_input_size(window_size=0)
+
+
+def test_setting_the_same_window_size_changes_nothing():
+    model = build(**SHIFTED).eval()
+    x = image(height=160, width=160)
+    with torch.no_grad():
+        before = model(x)
+        model.set_input_size(window_size=3)
+        assert torch.equal(model(x), before)
+
+
+# ---- checkpoints, export
+
+
+@pytest.mark.parametrize("form", ["bare.pth", "timm.pth", "weights.safetensors"])
+def test_checkpoint_path_loads(form, tmp_path):
+    from safetensors.torch import save_file
+
+    source, path = build(num_classes=3).eval(), tmp_path / form
+    state = source.state_dict()
+    if form.endswith("safetensors"):
+        save_file(state, path)
+    else:
+        torch.save(state if form == "bare.pth" else {"state_dict": state, "epoch": 3}, path)
+    loaded = build(num_classes=3, checkpoint_path=str(path)).eval()
+    x = image()
+    assert torch.equal(source(x), loaded(x))
+
+
+def test_pretrained_file_is_adapted_to_other_channels_and_classes(tmp_path):
+    source, path = build(), tmp_path / "weights.pth"
+    torch.save(source.state_dict(), path)
+    overlay = dict(file=str(path))
+    model = build(pretrained=True, pretrained_cfg_overlay=overlay, in_chans=1, num_classes=5)
+    torch.testing.assert_close(model.patch_embed.proj.weight, source.patch_embed.proj.weight.sum(1, keepdim=True))
+    assert model.head.out_features == 5
+    assert torch.equal(model.norm.weight, source.norm.weight)
+    maps = build(pretrained=True, pretrained_cfg_overlay=overlay, features_only=True, out_indices=(0, 2))
+    assert torch.equal(maps.model.layers[2].blocks[1].mlp.fc1.weight, source.layers[2].blocks[1].mlp.fc1.weight)
+
+
+@pytest.mark.parametrize("arguments", [{}, dict(SHIFTED, ape=True, img_size=64)], ids=["plain", "shifted, ape"])
+@pytest.mark.parametrize("dynamic", [False, True], ids=["fixed batch", "dynamic batch"])
+def test_exported_model_gives_the_same_outputs(arguments, dynamic):
+    model = build(num_classes=5, elsa_kernel=3, **arguments).eval()
+    shapes = {"x": {0: torch.export.Dim("batch", min=1, max=64)}} if dynamic else None
+    x = image(2, height=128, width=128)
+    with torch.no_grad():
+        program = torch.export.export(model, (x,), dynamic_shapes=shapes)
+        for batch in (1, 2, 5) if dynamic else (2,):
+            x = image(batch, height=128, width=128)
+            torch.testing.assert_close(program.module()(x), model(x), atol=1e-5, rtol=1e-4)
+
+
+def test_copies_are_independent():
+    model = build()
+    twin = copy.deepcopy(model)
+    assert isinstance(twin, ELSASwin)
+    with torch.no_grad():
+        twin.head.weight.zero_()
+    assert model.head.weight.any()

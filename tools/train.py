@@ -1,0 +1,221 @@
+#!/usr/bin/env python
+"""Train the model of a configuration.
+
+One process: python tools/train.py CONFIG --output DIR. Several: torchrun --nproc_per_node=N tools/train.py CONFIG …
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from _classification import build_model, open_data, parameters, weights_that_count
+from _cli import check_writable, make_folder, parser, run
+from _pictures import draw_curves
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from yacs.config import CfgNode
+
+from elsa.data import build_mix, eval_loader, train_loader
+from elsa.data.loaders import micro_batch
+from elsa.engine import (
+    BEST,
+    LAST,
+    ConfigError,
+    Logbook,
+    Runtime,
+    StopRequest,
+    Trainer,
+    TrainState,
+    TrainStep,
+    build_optimizer,
+    build_schedule,
+    choose_precision,
+    describe_environment,
+    differences,
+    distributed,
+    dump,
+    evaluate,
+    load_config,
+    logger,
+    peak_memory_gb,
+    read_log,
+    setup_logging,
+    write_json,
+    write_text,
+)
+from elsa.models import read_checkpoint
+
+
+def main() -> None:
+    arguments = parser(__doc__, checkpoint=False)
+    arguments.add_argument("--output", type=Path, metavar="DIR", help="the run's folder")
+    arguments.add_argument(
+        "--resume", metavar="auto|PATH", help="auto: continue from DIR/last.pt where there is one; or from a checkpoint"
+    )
+    arguments.add_argument("--overwrite", action="store_true", help="replace the run that DIR holds")
+    args = arguments.parse_args()
+    config = load_config(args.config, args.overrides)
+    if args.print_config:
+        print(dump(config, comments=True), end="")
+        return
+    if args.output is None:
+        raise ConfigError("--output DIR is needed: where checkpoints and logs go")
+    with distributed(args.device) as runtime:
+        setup_logging(runtime)
+        train(config, args, runtime)
+
+
+def train(config: CfgNode, args: argparse.Namespace, runtime: Runtime) -> None:
+    """Puts a run together, trains, and leaves curves and a summary; everything is checked before DIR is written."""
+    check_writable(args.output)
+    resumed = find_resume(config, args)
+    precision = choose_precision(config, runtime.device)
+    train_source, val_source = open_data(config, runtime, "train", "val")
+    batches = train_loader(config, train_source, runtime.rank, runtime.world_size)
+    held_out = eval_loader(config, val_source, runtime.rank, runtime.world_size)
+    micro = micro_batch(config, runtime.world_size)
+    mix = build_mix(config, micro)
+
+    model = build_model(config).to(runtime.device)
+    optimizer = build_optimizer(model, config)
+    schedule, epochs = build_schedule(optimizer, config, batches.steps_per_epoch)
+    decay = config.TRAIN.EMA_DECAY
+    state = TrainState(
+        model=model,
+        optimizer=optimizer,
+        scaler=precision.grad_scaler(),
+        ema=None if decay is None else ModelEmaV3(model, decay=decay),
+    )
+    if resumed is not None:
+        restore(state, *resumed)
+    if runtime.sum([float(state.step)])[0] != state.step * runtime.world_size:
+        raise ConfigError(f"processes would continue from different steps: is --output {args.output} on a shared disk?")
+    step = TrainStep(
+        wrap(model, config, runtime),
+        optimizer,
+        nn.CrossEntropyLoss(label_smoothing=0.0 if mix else config.AUG.SMOOTHING),
+        precision,
+        source=model,
+        scaler=state.scaler,
+        clip_grad=config.TRAIN.CLIP_GRAD,
+        mix=mix,
+        ema=state.ema,
+    )
+    counted = weights_that_count(config, model, state.ema)
+
+    prepare_folder(config, args, runtime, fresh=resumed is None)
+    logger.info(
+        "%s: %.2f M parameters, %s on %s", config.MODEL.NAME, parameters(model) / 1e6, precision, runtime.device
+    )
+    logger.info("global batch %d = %d processes × %d accumulated × %d images; learning rate %g is for the global batch",
+                config.DATA.BATCH, runtime.world_size, config.TRAIN.ACCUM, micro, config.TRAIN.LR)  # fmt: skip
+    logger.info("%d epochs of %d steps; %d training and %d validation images", epochs, batches.steps_per_epoch,
+                len(train_source), len(val_source))  # fmt: skip
+    logbook = Logbook(args.output, runtime, epochs * batches.steps_per_epoch, state.step, config.LOG.TENSORBOARD)
+    trainer = Trainer(
+        config, args.output, runtime, state, step, schedule, epochs, batches,
+        evaluate=lambda: evaluate(counted, held_out, held_out.total, runtime, precision),
+        evaluated=counted, logbook=logbook, extra={"classes": getattr(train_source, "classes", [])},
+    )  # fmt: skip
+    began = time.perf_counter()
+    with StopRequest() as stop:
+        finished = trainer.fit(stop)
+    logbook.close()
+    if runtime.is_main:
+        conclude(config, args.output, state, finished, time.perf_counter() - began, runtime)
+
+
+def wrap(model: nn.Module, config: CfgNode, runtime: Runtime) -> nn.Module:
+    """The module that a step calls: distributed and compiled where asked for."""
+    if runtime.world_size > 1:
+        devices = [runtime.device.index] if runtime.device.type == "cuda" else None
+        model = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+    return torch.compile(model) if config.TRAIN.COMPILE else model
+
+
+def find_resume(config: CfgNode, args: argparse.Namespace) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint to continue from and its content, or None for a fresh run.
+
+    Raises:
+        ConfigError: OUTPUT holds a run and nothing says what to do with it, or the configuration is another.
+    """
+    last = args.output / f"{LAST}.pt"
+    if args.resume is None:
+        if last.exists() and not args.overwrite:
+            raise ConfigError(
+                f"{args.output} holds a run; --resume auto continues it, --overwrite replaces it, "
+                "or choose another --output"
+            )
+        return None
+    path = last if args.resume == "auto" else Path(args.resume)
+    if args.resume == "auto" and not last.exists():
+        return None
+    path = path / f"{LAST}.pt" if path.is_dir() else path
+    content = read_checkpoint(path)
+    if not isinstance(content.get("config"), dict):
+        raise ConfigError(f"{path} has weights only; --resume needs a last.pt. To start from it, set MODEL.PRETRAINED")
+    if changed := differences(content["config"], config):
+        raise ConfigError(f"{path} belongs to a run with another configuration: {'; '.join(changed)}")
+    return path, content
+
+
+def restore(state: TrainState, path: Path, content: dict[str, Any]) -> None:
+    try:
+        state.load_state_dict(content)
+    except (KeyError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{path} does not fit this run: {reason}") from error
+    logger.info("resumed %s after step %d, in epoch %d", path, state.step, state.epoch + 1)
+
+
+def prepare_folder(config: CfgNode, args: argparse.Namespace, runtime: Runtime, fresh: bool) -> None:
+    """Writes the resolved configuration and the environment of this launch before the first step."""
+    folder = args.output
+    if runtime.is_main:
+        if fresh and args.overwrite:
+            for name in (f"{LAST}.pt", f"{LAST}.safetensors", f"{BEST}.pt", f"{BEST}.safetensors", "log.jsonl"):
+                (folder / name).unlink(missing_ok=True)
+            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        make_folder(folder)
+        launches = folder / "environment.json"
+        before = json.loads(launches.read_text()) if launches.exists() and not fresh else []
+        write_json(launches, [*before, {"time": time.strftime("%Y-%m-%d %H:%M:%S"), **describe_environment(runtime)}])
+        write_text(folder / "config.yaml", dump(config))
+    runtime.barrier()
+    setup_logging(runtime, folder / "train.log")
+
+
+def conclude(
+    config: CfgNode, folder: Path, state: TrainState, finished: bool, seconds: float, runtime: Runtime
+) -> None:
+    """Curves, a summary for machines, and the last lines for people."""
+    if state.history:
+        draw_curves(read_log(folder), folder / "curves.png", f"{config.MODEL.NAME}: {folder.name}")
+    if not finished:
+        logger.info("stopped after step %d and saved; go on with --resume auto", state.step)
+        return
+    last = state.history[-1]
+    summary = {
+        "model": config.MODEL.NAME,
+        "parameters": parameters(state.model),
+        "epochs": state.epoch,
+        "last": last,
+        "best": {"top1": state.best, "epoch": state.best_epoch + 1},
+        "seconds_of_this_launch": round(seconds, 1),
+        "peak_memory_gb": round(peak_memory_gb(runtime.device), 2),
+    }
+    write_json(folder / "summary.json", summary)
+    logger.info("finished: top-1 %.2f %% after the last epoch, best %.2f %% in epoch %d; %.0f s, %.2f GB",
+                last["top1"], state.best, state.best_epoch + 1, seconds, summary["peak_memory_gb"])  # fmt: skip
+    logger.info("%s/ has best.pt, best.safetensors, last.pt, curves.png, log.jsonl and tensorboard/", folder)
+
+
+if __name__ == "__main__":
+    run(main)
