@@ -121,7 +121,7 @@ def _check(value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation
         raise ValueError(f"attn_drop must be in [0, 1), got {attn_drop}")
 
     inputs = {"value": value, "logits": logits, "ghost_mul": ghost_mul, "ghost_add": ghost_add}
-    tensors = {name: tensor for name, tensor in inputs.items() if tensor is not None}
+    tensors = {name: tensor for name, tensor in inputs.items() if tensor is not None or not name.startswith("ghost")}
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")

@@ -127,7 +127,7 @@ def _no_double_backward(ctx, *grads):
 def autocast_inputs(value: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     """The autocast rule: value and logits in the autocast type of their device; float64 and ghosts stay as they are."""
     device = value.device.type
-    if not torch.is_autocast_enabled(device):
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return value, logits
     dtype = torch.get_autocast_dtype(device)
     return tuple(
