@@ -27,7 +27,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent
 CSRC = Path("kernels/csrc")
 TARGET = "-DTORCH_TARGET_VERSION=0x020c000000000000"  # stable ABI: one binary for torch 2.12 and later
-CXX = ["-std=c++20", "-O2", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi", "-g0", TARGET]
+CXX = ["-std=c++20", "-O3", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi", "-g0", TARGET]
 NVCC = ["-std=c++20", "-O3", "-lineinfo", "-Xcompiler", "-fvisibility=hidden", TARGET]
 DEFAULT_ARCHITECTURES = "8.0;9.0;10.0+PTX"
 

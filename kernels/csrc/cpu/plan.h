@@ -38,6 +38,7 @@ struct ForwardArguments {
   const void* ghost_mul;
   const void* ghost_add;
   void* out;
+  bool streamed;  // the arrays are too large for the caches
 };
 
 struct BackwardArguments {
