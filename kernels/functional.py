@@ -75,7 +75,10 @@ def backend_info() -> dict[str, Any]:
     if info["cuda"] == "available" and not torch.cuda.is_available():
         info["cuda"] = "the CUDA kernels are compiled, but torch sees no GPU"
     if info["cpu"] == "available":
-        info["cpu_instruction_set"] = library.cpu_instruction_set()
+        try:
+            info["cpu_instruction_set"] = library.cpu_instruction_set()
+        except RuntimeError as error:  # ELSA_CPU_ISA names one that this processor does not have
+            info["cpu"] = str(error)
     return info
 
 

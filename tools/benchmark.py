@@ -362,7 +362,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     add("--dtypes", type=subset(DTYPES), default=list(DTYPES), metavar="A,B", help="fp32, bf16 (default both)")
     add("--threads", type=thread_counts, default="1,all", metavar="N,all", help="(default 1,all)")
     add("--batch", type=at_least(int, 1), default=2)
-    add("--seconds", type=at_least(float, 0), default=0.3, help="per contestant and row (default 0.3)")
+    add("--seconds", type=at_least(float, 0.0), default=0.3, help="per contestant and row (default 0.3)")
     add("--memory", type=at_least(int, 0), default=4, help="GiB that the unfold formula may take (default 4)")
     add("--backend", choices=("auto", "cpu", "reference"), default="auto")
     add("--output", type=Path, default=Path("runs/benchmark"), help="folder for operator.json and .png")
