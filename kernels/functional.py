@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import library
 from .reference import elsa_attention_reference
 
-BACKENDS = ("auto", "reference")
+BACKENDS = ("auto", "reference", "cpu", "cuda")
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -33,13 +35,16 @@ def elsa_attention(
     Args:
         value: (B, H, W, C), channels last.
         logits: (B, H, W, G·K²) in value's dtype, head-major (entry g·K² + t), taps row by row from the top left.
+            Under autocast, value and logits are cast to its dtype first (float64 excepted).
         ghost_mul, ghost_add: (C, K²) in value's dtype or float32; None means 1 and 0.
         num_heads: G, a divisor of C.
         kernel_size: K, odd.
         dilation: distance between taps, in positions.
         attn_drop: dropout probability between softmax and ghost head; pass 0 outside training. The fused
             backends have none, so a positive value runs the reference.
-        backend: one of ``BACKENDS``. A backend asked for by name never falls back to another.
+        backend: one of ``BACKENDS``. "auto" takes the compiled kernels of value's device where they are available and
+            the reference elsewhere; the environment variable ``ELSA_BACKEND`` may name its choice. A backend asked for
+            by name never falls back to another.
 
     Returns:
         (B, H, W, C) in value's dtype. Half-precision inputs are accumulated in float32.
@@ -47,16 +52,64 @@ def elsa_attention(
     Raises:
         TypeError: an input is not a floating-point tensor, or dtypes or devices differ.
         ValueError: a shape, size or backend name is not allowed; the message names it.
+        RuntimeError: the backend asked for cannot run here, or not on these tensors; the message says why.
     """
+    if isinstance(value, Tensor) and isinstance(logits, Tensor):
+        value, logits = library.autocast_inputs(value, logits)
     _check(value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation, attn_drop)
-    if backend not in BACKENDS:
-        raise ValueError(f"backend {backend!r} does not exist; choose one of {', '.join(BACKENDS)}")
-    return elsa_attention_reference(value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation, attn_drop)
+    chosen = _choose(backend, value, attn_drop)
+    if chosen == "reference":
+        return elsa_attention_reference(
+            value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation, attn_drop
+        )
+    accumulate = torch.float64 if value.dtype == torch.float64 else torch.float32
+    ghost_mul, ghost_add = (None if ghost is None else ghost.to(accumulate) for ghost in (ghost_mul, ghost_add))
+    return torch.ops.elsa.attention_forward(value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation)
 
 
 def backend_info() -> dict[str, Any]:
     """Which backends can run here, and for the others the reason why not: ``{name: "available" | reason}``."""
-    return {"reference": "available"}
+    info = {"reference": "available"}
+    for name, obstacle in library.OBSTACLES.items():
+        info[name] = obstacle or "available"
+    if info["cuda"] == "available" and not torch.cuda.is_available():
+        info["cuda"] = "the CUDA kernels are compiled, but torch sees no GPU"
+    if info["cpu"] == "available":
+        try:
+            info["cpu_instruction_set"] = library.cpu_instruction_set()
+        except RuntimeError as error:  # ELSA_CPU_ISA names one that this processor does not have
+            info["cpu"] = str(error)
+    return info
+
+
+def _choose(backend: str, value: Tensor, attn_drop: float) -> str:
+    """The backend that runs: the one asked for if it can, else an error that says why it cannot."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} does not exist; choose one of {', '.join(BACKENDS)}")
+    if backend == "auto":
+        backend = os.environ.get("ELSA_BACKEND", "auto")
+        if backend not in BACKENDS:
+            raise ValueError(f"ELSA_BACKEND is {backend!r}; choose one of {', '.join(BACKENDS)}")
+    if backend == "reference":
+        return backend
+    obstacle = _obstacle(value.device.type if backend == "auto" else backend, value, attn_drop)
+    if backend == "auto":
+        return "reference" if obstacle else value.device.type
+    if obstacle:
+        raise RuntimeError(f"backend {backend!r} cannot run: {obstacle}")
+    return backend
+
+
+def _obstacle(backend: str, value: Tensor, attn_drop: float) -> str | None:
+    if backend not in library.OBSTACLES:
+        return f"there are no kernels for {backend} tensors"
+    if library.OBSTACLES[backend] is not None:
+        return library.OBSTACLES[backend]
+    if value.device.type != backend:
+        return f"value is on {value.device}"
+    if attn_drop > 0:
+        return f"it has no attention dropout, and attn_drop is {attn_drop}"
+    return None
 
 
 def _check(value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation, attn_drop) -> None:
@@ -71,7 +124,7 @@ def _check(value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation
         raise ValueError(f"attn_drop must be in [0, 1), got {attn_drop}")
 
     inputs = {"value": value, "logits": logits, "ghost_mul": ghost_mul, "ghost_add": ghost_add}
-    tensors = {name: tensor for name, tensor in inputs.items() if tensor is not None}
+    tensors = {name: tensor for name, tensor in inputs.items() if tensor is not None or not name.startswith("ghost")}
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")

@@ -1,0 +1,9 @@
+#if defined(__x86_64__)
+#include "target_avx2.h"
+
+#include "backward.h"
+
+namespace elsa::cpu {
+const KernelTable<BackwardArguments> avx2_backward = avx2::backward_table;
+}
+#endif

@@ -1,0 +1,9 @@
+#if defined(__x86_64__)
+#include "target_avx2.h"
+
+#include "forward.h"
+
+namespace elsa::cpu {
+const KernelTable<ForwardArguments> avx2_forward = avx2::forward_table;
+}
+#endif

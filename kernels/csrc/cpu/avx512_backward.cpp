@@ -1,0 +1,9 @@
+#if defined(__x86_64__)
+#include "target_avx512.h"
+
+#include "backward.h"
+
+namespace elsa::cpu {
+const KernelTable<BackwardArguments> avx512_backward = avx512::backward_table;
+}
+#endif

@@ -1,0 +1,9 @@
+#if defined(__x86_64__)
+#include "target_avx512.h"
+
+#include "forward.h"
+
+namespace elsa::cpu {
+const KernelTable<ForwardArguments> avx512_forward = avx512::forward_table;
+}
+#endif

@@ -1,0 +1,321 @@
+// The gradients of value, logits and ghosts in one walk over the rows; the softmax is recomputed from the logits.
+//
+// With f = a · mul + add and go the output's gradient:
+//   grad_value[q, c]  = Σ_t f[q - offset(t), c, t] · go[q - offset(t), c]          (gathered: no two threads write one place)
+//   da[p, t]          = Σ_c go[p, c] · mul[c, t] · value[p + offset(t), c],   grad_logits = a · (da - Σ_t a · da)
+//   grad_add[c, t]    = Σ_p go[p, c] · value[p + offset(t), c],   grad_mul[c, t] likewise weighted with a[p, t]
+#pragma once
+
+#include "rows.h"
+
+namespace elsa::cpu::ELSA_ISA {
+namespace {
+
+// One thread's working memory: the softmax of the K rows around the current one, and a few vectors.
+template <class A>
+struct BackwardScratch {
+  int64_t stride, ring_row;  // elements per position, per row of the ring
+  int64_t reach;
+  A *ring, *gradients, *staged, *zeros;
+
+  BackwardScratch(const Geometry& g, void* memory) {
+    const int64_t columns = (g.width + g.dilation - 1) / g.dilation;
+    stride = weight_stride<A>(g.taps);
+    reach = g.kernel / 2;
+    ring_row = (columns + 2 * reach + P) * stride;  // columns outside the map have weight 0
+    ring = static_cast<A*>(memory);
+    gradients = ring + g.kernel * ring_row;
+    staged = gradients + P * stride;
+    zeros = staged + (P + 6) * NV * kLanes<A>;
+  }
+  int64_t size() const { return (zeros - ring) * static_cast<int64_t>(sizeof(A)) + NV * ELSA_VECTOR_BYTES; }
+  // The weights of column 0 of row y.
+  ELSA_INLINE A* weights(int64_t y, int64_t kernel) const { return ring + y % kernel * ring_row + reach * stride; }
+};
+
+template <class T, int K, bool Mul, bool Add>
+struct Backward {
+  using A = Accumulate<T>;
+  static constexpr int N = kLanes<A>;
+
+  const BackwardArguments& arguments;
+  BackwardScratch<A> scratch;
+  int64_t head;
+  A* grad_mul;  // of this unit: [tap][ghost_stride]
+  A* grad_add;
+
+  ELSA_INLINE const Geometry& geometry() const { return arguments.geometry; }
+  ELSA_INLINE Taps<K> taps() const { return {geometry().kernel}; }
+  ELSA_INLINE int64_t stride() const { return weight_stride<A>(taps().count()); }
+
+  // Channel c of this head in column 0 of row y, or null where the row lies outside the image.
+  ELSA_INLINE RowView<T> view(const void* map, const Image& image, int64_t y, int64_t c) const {
+    const Geometry& g = geometry();
+    const int64_t position = image.origin + y * image.row_step;
+    return {static_cast<const T*>(map) + position * g.channels + head * g.head_dim + c,
+            reinterpret_cast<const T*>(scratch.zeros), image.column_step * g.channels, image.columns};
+  }
+  // The rows j of taps for which row y + j - reach is in the image.
+  ELSA_INLINE int64_t first_tap_row(int64_t y) const { return y < taps().reach() ? taps().reach() - y : 0; }
+  ELSA_INLINE int64_t last_tap_row(const Image& image, int64_t y) const {
+    const int64_t below = image.rows - y + taps().reach();
+    return below < taps().kernel() ? below : taps().kernel();
+  }
+
+  void run(int64_t slot) const {
+    const Geometry& g = geometry();
+    for_pieces(g, slot, [&](const Image& image, int64_t first_row, int64_t last_row) ELSA_LAMBDA {
+      const int64_t reach = taps().reach();
+      __builtin_memset(scratch.ring, 0, static_cast<size_t>(g.kernel * scratch.ring_row) * sizeof(A));
+      int64_t ready = first_row < reach ? 0 : first_row - reach;  // rows below it have their softmax in the ring
+      for (int64_t y = first_row; y < last_row; ++y) {
+        for (; ready < image.rows && ready <= y + reach; ++ready) softmax(image, ready);
+        for (int64_t x = 0; x < image.columns; x += P) {
+          const int64_t count = image.columns - x < P ? image.columns - x : P;
+          value_block(image, y, x, count);
+          logits_block(image, y, x, count);
+        }
+        if constexpr (Mul || Add) ghost_row(image, y);
+      }
+    });
+  }
+
+  void softmax(const Image& image, int64_t y) const {
+    const Geometry& g = geometry();
+    A* weights = scratch.weights(y, taps().kernel());
+    const int64_t step = image.column_step * g.heads * taps().count();
+    const T* logits = static_cast<const T*>(arguments.logits) +
+                      ((image.origin + y * image.row_step) * g.heads + head) * taps().count();
+    int64_t x = 0;
+    for (; x + P <= image.columns; x += P)
+      softmax_rows<T, K * K, P>(logits + x * step, step, weights + x * stride(), stride(), taps().count());
+    for (; x < image.columns; ++x)
+      softmax_row<T, K * K>(logits + x * step, weights + x * stride(), taps().count());
+  }
+
+  // ---- grad_value -----------------------------------------------------------------------------------------------
+
+  void value_block(const Image& image, int64_t y, int64_t x, int64_t count) const {
+    for_chunks<A, K>(geometry().head_dim, [&](auto vectors, auto partial, int64_t c, int64_t width) ELSA_LAMBDA {
+      value_chunk<vectors(), partial()>(image, y, x, c, width, count);
+    });
+  }
+
+  template <int Vectors, bool Partial>
+  void value_chunk(const Image& image, int64_t y, int64_t x, int64_t c, int64_t width, int64_t count) const {
+    const Geometry& g = geometry();
+    const int64_t ghosts = head * taps().count() * g.ghost_stride + c, reach = taps().reach();
+    const Band<T, Mul, Add, Vectors, Partial> band{static_cast<const A*>(arguments.ghost_mul) + (Mul ? ghosts : 0),
+                                                   static_cast<const A*>(arguments.ghost_add) + (Add ? ghosts : 0),
+                                                   g.ghost_stride, width};
+    Vec<A> acc[P][Vectors] = {};
+    // The source at row y + j - reach reaches row y through tap row K - 1 - j.
+    const int64_t first = first_tap_row(y), last = last_tap_row(image, y);
+    for (int64_t j = first; j < last; ++j) {
+      const int64_t from = y + j - reach;
+      const RowView<T> source = view(arguments.grad_out, image, from, c);
+      const A* weights = scratch.weights(from, taps().kernel());
+      for_segments<K>(taps().kernel(), [&](auto segment, int64_t i) ELSA_LAMBDA {
+        const int64_t tap = (taps().kernel() - 1 - j) * taps().kernel() + i;
+        const int64_t column = x + reach - i - (segment - 1);
+        band.template add_segment<segment(), true>(acc, source, column, weights + column * stride() + tap, stride(),
+                                                   tap);
+      });
+    }
+    T* out = static_cast<T*>(arguments.grad_value) + head * g.head_dim + c +
+             (image.origin + y * image.row_step + x * image.column_step) * g.channels;
+    const int64_t step = image.column_step * g.channels;
+    unroll<P>([&](auto p) ELSA_LAMBDA {
+      if (p < count) {
+        unroll<Vectors>([&](auto n) ELSA_LAMBDA {
+          if constexpr (Partial) store_first(out + p * step, acc[p][n], width);
+          else store(out + p * step + n * N, acc[p][n]);
+        });
+      }
+    });
+  }
+
+  // ---- grad_logits ----------------------------------------------------------------------------------------------
+
+  void logits_block(const Image& image, int64_t y, int64_t x, int64_t count) const {
+    __builtin_memset(scratch.gradients, 0, static_cast<size_t>(P * stride()) * sizeof(A));
+    for_chunks<A, K>(geometry().head_dim, [&](auto vectors, auto partial, int64_t c, int64_t width) ELSA_LAMBDA {
+      weight_gradients<vectors(), partial()>(image, y, x, c, width);
+    });
+    const Geometry& g = geometry();
+    const int64_t position = image.origin + y * image.row_step + x * image.column_step;
+    const int64_t step = image.column_step * g.heads * taps().count();
+    T* out = static_cast<T*>(arguments.grad_logits) + (position * g.heads + head) * taps().count();
+    const A* weights = scratch.weights(y, taps().kernel()) + x * stride();
+    for (int64_t p = 0; p < count; ++p)
+      softmax_gradient(weights + p * stride(), scratch.gradients + p * stride(), out + p * step);
+  }
+
+  // gradients[p][t] += Σ over a chunk's channels of go[p] · mul[t] · value[p + offset(t)]
+  template <int Vectors, bool Partial>
+  void weight_gradients(const Image& image, int64_t y, int64_t x, int64_t c, int64_t width) const {
+    const Geometry& g = geometry();
+    const int64_t reach = taps().reach();
+    const A* mul = static_cast<const A*>(arguments.ghost_mul) + (Mul ? head * taps().count() * g.ghost_stride + c : 0);
+    const RowView<T> gradient = view(arguments.grad_out, image, y, c);
+    Vec<A> go[P][Vectors];
+    unroll<P>([&](auto p) ELSA_LAMBDA {
+      const T* from = gradient.at(x + p);
+      unroll<Vectors>([&](auto n) ELSA_LAMBDA { go[p][n] = load_channels<T, Partial>(from + n * N, width); });
+    });
+    const int64_t first = first_tap_row(y), last = last_tap_row(image, y);
+    for (int64_t j = first; j < last; ++j) {
+      const RowView<T> source = view(arguments.value, image, y + j - reach, c);
+      for_segments<K>(taps().kernel(), [&](auto segment, int64_t i) ELSA_LAMBDA {
+        constexpr int S = segment();
+        const int64_t tap = j * taps().kernel() + i;
+        stage<Vectors, Partial, S>(source, x - reach + i, width);
+        unroll<P>([&](auto p) ELSA_LAMBDA {
+          dot_products<Vectors, S>(go[p], scratch.staged + p * Vectors * N, mul + (Mul ? tap * g.ghost_stride : 0),
+                                   scratch.gradients + p * stride() + tap);
+        });
+      });
+    }
+  }
+
+  // The P + S - 1 positions that a block's segment reads, converted and with zeros outside the map.
+  template <int Vectors, bool Partial, int S>
+  ELSA_INLINE void stage(const RowView<T>& source, int64_t first, int64_t width) const {
+    unroll<P + S - 1>([&](auto u) ELSA_LAMBDA {
+      const T* from = source.at(first + u);
+      unroll<Vectors>([&](auto n) ELSA_LAMBDA {
+        store(scratch.staged + (u * Vectors + n) * N, load_channels<T, Partial>(from + n * N, width));
+      });
+    });
+  }
+
+  // out[i] += Σ_channels go · mul[i] · value[i] for the S taps of a segment.
+  template <int Vectors, int S>
+  ELSA_INLINE void dot_products(const Vec<A> (&go)[Vectors], const A* value, const A* mul, A* out) const {
+    constexpr int Padded = (S + 3) / 4 * 4;
+    Vec<A> s[Padded] = {};
+    unroll<S>([&](auto i) ELSA_LAMBDA {
+      unroll<Vectors>([&](auto n) ELSA_LAMBDA {
+        Vec<A> w = go[n];
+        if constexpr (Mul) w *= load(mul + i * geometry().ghost_stride + n * N);
+        s[i] += w * load(value + (i * Vectors + n) * N);
+      });
+    });
+    unroll<Padded / 4>([&](auto q) ELSA_LAMBDA {
+      add_sums(out + 4 * q, s[4 * q], s[4 * q + 1], s[4 * q + 2], s[4 * q + 3]);
+    });
+  }
+
+  // out = a · (da - Σ a · da); the weights beyond the last tap are 0.
+  ELSA_INLINE void softmax_gradient(const A* weights, const A* gradients, T* out) const {
+    const int64_t count = taps().count();
+    Vec<A> sum{};
+    for (int64_t t = 0; t < count; t += N) sum += load(weights + t) * load(gradients + t);
+    sum = combine_all<Sum, A>(sum);
+    int64_t t = 0;
+    for (; t + N <= count; t += N) store(out + t, load(weights + t) * (load(gradients + t) - sum));
+    if (t < count) store_first(out + t, load(weights + t) * (load(gradients + t) - sum), count - t);
+  }
+
+  // ---- grad_mul, grad_add ---------------------------------------------------------------------------------------
+
+  void ghost_row(const Image& image, int64_t y) const {
+    const int64_t channels = geometry().head_dim;
+    for (int64_t c = 0; c < channels; c += N) ghost_chunk<K == 0>(image, y, c, channels - c < N ? channels - c : N);
+  }
+
+  // One vector of channels, one row of taps at a time: the S sums stay in registers along the whole row.
+  template <bool Partial>
+  void ghost_chunk(const Image& image, int64_t y, int64_t c, int64_t width) const {
+    const Geometry& g = geometry();
+    const int64_t reach = taps().reach();
+    const RowView<T> gradient = view(arguments.grad_out, image, y, c);
+    const A* weights = scratch.weights(y, taps().kernel());
+    const int64_t first = first_tap_row(y), last = last_tap_row(image, y);
+    for (int64_t j = first; j < last; ++j) {
+      const RowView<T> source = view(arguments.value, image, y + j - reach, c);
+      for_segments<K>(taps().kernel(), [&](auto segment, int64_t i) ELSA_LAMBDA {
+        const int64_t tap = j * taps().kernel() + i;
+        ghost_segment<Partial, segment()>(gradient, source, i - reach, weights + tap, width, tap * g.ghost_stride + c);
+      });
+    }
+  }
+
+  template <bool Partial, int S>
+  ELSA_INLINE void ghost_segment(const RowView<T>& gradient, const RowView<T>& source, int64_t shift, const A* weights,
+                                 int64_t width, int64_t at) const {
+    Vec<A> sum_mul[S] = {}, sum_add[S] = {};
+    for (int64_t x = 0; x < gradient.columns; x += P) {
+      Vec<A> go[P];
+      unroll<P>([&](auto p) ELSA_LAMBDA { go[p] = load_channels<T, Partial>(gradient.at(x + p), width); });
+      unroll<P + S - 1>([&](auto u) ELSA_LAMBDA {
+        const Vec<A> v = load_channels<T, Partial>(source.at(x + u + shift), width);
+        unroll<S>([&](auto i) ELSA_LAMBDA {
+          constexpr int p = u - i;
+          if constexpr (p >= 0 && p < P) {
+            if constexpr (Mul) {
+              const Vec<A> product = go[p] * v;
+              sum_mul[i] += product * weights[(x + p) * stride() + i];
+              if constexpr (Add) sum_add[i] += product;
+            } else {
+              sum_add[i] += go[p] * v;
+            }
+          }
+        });
+      });
+    }
+    unroll<S>([&](auto i) ELSA_LAMBDA {
+      const int64_t to = at + i * geometry().ghost_stride;
+      if constexpr (Mul) store(grad_mul + to, load(grad_mul + to) + sum_mul[i]);
+      if constexpr (Add) store(grad_add + to, load(grad_add + to) + sum_add[i]);
+    });
+  }
+};
+
+template <class T>
+int64_t backward_scratch(const Geometry& g) {
+  return BackwardScratch<Accumulate<T>>(g, nullptr).size();
+}
+
+template <class T, int K, bool Mul, bool Add>
+void backward_units(const BackwardArguments& arguments, int64_t first, int64_t last, void* memory) {
+  using A = Accumulate<T>;
+  const Geometry& g = arguments.geometry;
+  const BackwardScratch<A> scratch(g, memory);
+  __builtin_memset(scratch.zeros, 0, NV * ELSA_VECTOR_BYTES);
+  for (int64_t unit = first; unit < last; ++unit) {
+    const int64_t ghosts = unit * g.taps * g.ghost_stride;  // [slot][head][tap][ghost_stride]
+    Backward<T, K, Mul, Add>{arguments, scratch, unit % g.heads,
+                             static_cast<A*>(arguments.grad_mul) + (Mul ? ghosts : 0),
+                             static_cast<A*>(arguments.grad_add) + (Add ? ghosts : 0)}
+        .run(unit / g.heads);
+  }
+}
+
+template <class T, int K>
+void backward_ghosts(const BackwardArguments& a, int64_t first, int64_t last, void* scratch) {
+  if (a.ghost_mul && a.ghost_add) backward_units<T, K, true, true>(a, first, last, scratch);
+  else if (a.ghost_mul) backward_units<T, K, true, false>(a, first, last, scratch);
+  else if (a.ghost_add) backward_units<T, K, false, true>(a, first, last, scratch);
+  else backward_units<T, K, false, false>(a, first, last, scratch);
+}
+
+template <class T>
+void backward(const BackwardArguments& a, int64_t first, int64_t last, void* scratch) {
+  if constexpr (kSpecialised<T>) {
+    switch (specialised_kernel<T>(a.geometry)) {
+      case 3: return backward_ghosts<T, 3>(a, first, last, scratch);
+      case 5: return backward_ghosts<T, 5>(a, first, last, scratch);
+      case 7: return backward_ghosts<T, 7>(a, first, last, scratch);
+    }
+  }
+  backward_ghosts<T, 0>(a, first, last, scratch);
+}
+
+template <class T>
+constexpr Kernel<BackwardArguments> backward_kernel{kLanes<Accumulate<T>>, backward_scratch<T>, backward<T>};
+constexpr KernelTable<BackwardArguments> backward_table{backward_kernel<float>, backward_kernel<double>, backward_kernel<Half>,
+                                             backward_kernel<BFloat>};
+
+}  // namespace
+}  // namespace elsa::cpu::ELSA_ISA

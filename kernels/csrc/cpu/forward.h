@@ -1,0 +1,161 @@
+// out[p, c] = Σ_t (softmax(logits)[p, t] · mul[c, t] + add[c, t]) · value[p + offset(t), c]
+#pragma once
+
+#include "rows.h"
+
+namespace elsa::cpu::ELSA_ISA {
+namespace {
+
+template <class T, int K, bool Mul, bool Add>
+struct Forward {
+  using A = Accumulate<T>;
+
+  const ForwardArguments& arguments;
+  A* weights;      // [P][stride]: the softmax of the current block
+  const T* zeros;  // one chunk of channels
+  int64_t head;
+
+  // Heads [first_head, last_head) of the rows of a slot. Strips keep the K rows that a block reads in the second-level
+  // cache however wide the map is. Where everything is in the caches, one head after the other keeps the ghosts in the
+  // first-level one; where it is not, the heads are innermost, because they share the cache lines of the logits.
+  void run(int64_t slot, int64_t first_head, int64_t last_head) {
+    constexpr int64_t kStrip = 16 * P;
+    for_pieces(arguments.geometry, slot, [&](const Image& image, int64_t first_row, int64_t last_row) ELSA_LAMBDA {
+      for (int64_t start = 0; start < image.columns; start += kStrip) {
+        const int64_t stop = start + kStrip < image.columns ? start + kStrip : image.columns;
+        const int64_t together = arguments.streamed ? last_head - first_head : 1;
+        for (int64_t heads = first_head; heads < last_head; heads += together)
+          for (int64_t y = first_row; y < last_row; ++y)
+            for (int64_t x = start; x < stop; x += P)
+              for (head = heads; head < heads + together; ++head) block(image, y, x);
+      }
+    });
+  }
+
+  void block(const Image& image, int64_t y, int64_t x) const {
+    const Geometry& g = arguments.geometry;
+    const Taps<K> taps{g.kernel};
+    const int64_t stride = weight_stride<A>(taps.count());
+    const int64_t count = image.columns - x < P ? image.columns - x : P;
+    const int64_t origin = image.origin + y * image.row_step + x * image.column_step;
+
+    const T* logits = static_cast<const T*>(arguments.logits) + (origin * g.heads + head) * taps.count();
+    const int64_t logits_step = image.column_step * g.heads * taps.count();
+    if (count == P) {
+      softmax_rows<T, K * K, P>(logits, logits_step, weights, stride, taps.count());
+    } else {
+      for (int64_t p = 0; p < count; ++p)
+        softmax_row<T, K * K>(logits + p * logits_step, weights + p * stride, taps.count());
+    }
+    for_chunks<A, K>(g.head_dim, [&](auto vectors, auto partial, int64_t c, int64_t width) ELSA_LAMBDA {
+      chunk<vectors(), partial()>(image, y, x, c, width, count);
+    });
+  }
+
+  template <int Vectors, bool Partial>
+  void chunk(const Image& image, int64_t y, int64_t x, int64_t c, int64_t width, int64_t count) const {
+    const Geometry& g = arguments.geometry;
+    const Taps<K> taps{g.kernel};
+    const int64_t stride = weight_stride<A>(taps.count()), reach = taps.reach();
+    const int64_t ghosts = head * taps.count() * g.ghost_stride + c;
+    const Band<T, Mul, Add, Vectors, Partial> band{static_cast<const A*>(arguments.ghost_mul) + (Mul ? ghosts : 0),
+                                                   static_cast<const A*>(arguments.ghost_add) + (Add ? ghosts : 0),
+                                                   g.ghost_stride, width};
+    const int64_t channel = head * g.head_dim + c, step = image.column_step * g.channels;
+    const T* value = static_cast<const T*>(arguments.value) + image.origin * g.channels + channel;
+
+    Vec<A> acc[P][Vectors] = {};
+    const int64_t first = y < reach ? reach - y : 0;
+    const int64_t last = image.rows - y + reach < taps.kernel() ? image.rows - y + reach : taps.kernel();
+    for (int64_t j = first; j < last; ++j) {
+      if (arguments.streamed) {
+        for (int64_t p = j * P / taps.kernel(); p < (j + 1) * P / taps.kernel(); ++p)
+          prefetch(image, y, x + P + p, channel);
+      }
+      const RowView<T> source{value + (y + j - reach) * image.row_step * g.channels, zeros, step, image.columns};
+      for_segments<K>(taps.kernel(), [&](auto segment, int64_t i) ELSA_LAMBDA {
+        const int64_t tap = j * taps.kernel() + i;
+        band.template add_segment<segment(), false>(acc, source, x - reach + i, weights + tap, stride, tap);
+      });
+    }
+    T* out = static_cast<T*>(arguments.out) +
+             (image.origin + y * image.row_step + x * image.column_step) * g.channels + channel;
+    unroll<P>([&](auto p) ELSA_LAMBDA {
+      if (p < count) {
+        unroll<Vectors>([&](auto n) ELSA_LAMBDA {
+          if constexpr (Partial) store_first(out + p * step, acc[p][n], width);
+          else store(out + p * step + n * kLanes<A>, acc[p][n]);
+        });
+      }
+    });
+  }
+
+  // What the next block will read first and write: its strided lines are beyond what the processor predicts. Spread over
+  // the rows of taps, so that the requests find room. Addresses past the end are harmless here.
+  ELSA_INLINE void prefetch(const Image& image, int64_t y, int64_t x, int64_t channel) const {
+    const Geometry& g = arguments.geometry;
+    const int64_t taps = Taps<K>{g.kernel}.count(), reach = Taps<K>{g.kernel}.reach();
+    const int64_t position = image.origin + y * image.row_step + x * image.column_step;
+    const int64_t below = position + reach * (image.row_step + image.column_step);
+    prefetch_lines<0>(arguments.logits, (position * g.heads + head) * taps, taps);
+    prefetch_lines<0>(arguments.value, below * g.channels + channel, NV * kLanes<A>);
+    prefetch_lines<1>(arguments.out, position * g.channels + channel, NV * kLanes<A>);
+  }
+
+  template <int Write>
+  static ELSA_INLINE void prefetch_lines(const void* array, int64_t first, int64_t count) {
+    const uintptr_t start = reinterpret_cast<uintptr_t>(array) + static_cast<uintptr_t>(first) * sizeof(T);
+    for (int64_t byte = 0; byte < count * static_cast<int64_t>(sizeof(T)); byte += 64)
+      __builtin_prefetch(reinterpret_cast<const void*>(start + static_cast<uintptr_t>(byte)), Write, 3);
+  }
+};
+
+template <class T>
+int64_t forward_scratch(const Geometry& g) {
+  using A = Accumulate<T>;
+  return P * weight_stride<A>(g.taps) * static_cast<int64_t>(sizeof(A)) + NV * ELSA_VECTOR_BYTES;
+}
+
+template <class T, int K, bool Mul, bool Add>
+void forward_units(const ForwardArguments& arguments, int64_t first, int64_t last, void* scratch) {
+  using A = Accumulate<T>;
+  const Geometry& g = arguments.geometry;
+  A* weights = static_cast<A*>(scratch);
+  // Positions beyond a row's end keep whatever weights the scratch holds; they are computed but not stored.
+  T* zeros = reinterpret_cast<T*>(weights + P * weight_stride<A>(g.taps));
+  __builtin_memset(zeros, 0, NV * ELSA_VECTOR_BYTES);
+  for (int64_t unit = first; unit < last;) {  // a unit is one head of a slot; neighbouring heads are done together
+    const int64_t slot = unit / g.heads, stop = last < (slot + 1) * g.heads ? last : (slot + 1) * g.heads;
+    Forward<T, K, Mul, Add>{arguments, weights, zeros, 0}.run(slot, unit % g.heads, (stop - 1) % g.heads + 1);
+    unit = stop;
+  }
+}
+
+// The one place where run-time choices become template arguments: kernel size and ghost mode.
+template <class T, int K>
+void forward_ghosts(const ForwardArguments& a, int64_t first, int64_t last, void* scratch) {
+  if (a.ghost_mul && a.ghost_add) forward_units<T, K, true, true>(a, first, last, scratch);
+  else if (a.ghost_mul) forward_units<T, K, true, false>(a, first, last, scratch);
+  else if (a.ghost_add) forward_units<T, K, false, true>(a, first, last, scratch);
+  else forward_units<T, K, false, false>(a, first, last, scratch);
+}
+
+template <class T>
+void forward(const ForwardArguments& a, int64_t first, int64_t last, void* scratch) {
+  if constexpr (kSpecialised<T>) {
+    switch (specialised_kernel<T>(a.geometry)) {
+      case 3: return forward_ghosts<T, 3>(a, first, last, scratch);
+      case 5: return forward_ghosts<T, 5>(a, first, last, scratch);
+      case 7: return forward_ghosts<T, 7>(a, first, last, scratch);
+    }
+  }
+  forward_ghosts<T, 0>(a, first, last, scratch);
+}
+
+template <class T>
+constexpr Kernel<ForwardArguments> forward_kernel{kLanes<Accumulate<T>>, forward_scratch<T>, forward<T>};
+constexpr KernelTable<ForwardArguments> forward_table{forward_kernel<float>, forward_kernel<double>, forward_kernel<Half>,
+                                             forward_kernel<BFloat>};
+
+}  // namespace
+}  // namespace elsa::cpu::ELSA_ISA

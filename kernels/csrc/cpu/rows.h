@@ -1,0 +1,153 @@
+// The walk over images, rows and blocks of positions, and the banded multiply-add that all passes are made of.
+#pragma once
+
+#include "softmax.h"
+
+namespace elsa::cpu::ELSA_ISA {
+namespace {
+
+constexpr int P = ELSA_BLOCK;    // neighbouring positions of a row computed together: a loaded vector serves up to K
+constexpr int NV = ELSA_VECTORS; // vectors of channels computed together: a broadcast weight serves all of them
+
+// Kernels of their own have K = 3, 5, 7 in float32 and bfloat16 where the heads are whole chunks of vectors; anything else
+// runs those for any K. float64 is there to check gradients, float16 is no type to train in on a processor, and one with
+// nothing but the plain instructions converts halves too slowly for it to matter: each type more costs half a minute of
+// compiling.
+template <class T>
+constexpr bool kSpecialised = std::is_same_v<T, float> || (ELSA_VECTOR_BYTES > 16 && std::is_same_v<T, BFloat>);
+
+template <class T>
+ELSA_INLINE int64_t specialised_kernel(const Geometry& g) {
+  return kSpecialised<T> && g.head_dim % (NV * kLanes<Accumulate<T>>) == 0 ? g.kernel : 0;
+}
+
+// One dense image of a dilated problem (plan.h), in positions of the whole map.
+struct Image {
+  int64_t origin, row_step, column_step;
+  int64_t rows, columns;
+};
+
+ELSA_INLINE Image image_at(const Geometry& g, int64_t index) {
+  const int64_t phase_x = index % g.phases_x, phase_y = index / g.phases_x % g.phases_y;
+  const int64_t batch = index / (g.phases_x * g.phases_y);
+  return {(batch * g.height + phase_y) * g.width + phase_x, g.dilation * g.width, g.dilation,
+          (g.height - phase_y + g.dilation - 1) / g.dilation, (g.width - phase_x + g.dilation - 1) / g.dilation};
+}
+
+// Calls f(image, first row, last row) for the pieces of a slot's range of rows.
+template <class F>
+ELSA_INLINE void for_pieces(const Geometry& g, int64_t slot, F&& f) {
+  const int64_t rows = g.images * g.image_rows;
+  int64_t row = rows * slot / g.slots;
+  const int64_t last = rows * (slot + 1) / g.slots;
+  while (row < last) {
+    const int64_t index = row / g.image_rows, start = index * g.image_rows;
+    const int64_t stop = last < start + g.image_rows ? last : start + g.image_rows;
+    const Image image = image_at(g, index);
+    const int64_t first_row = row - start, last_row = stop - start < image.rows ? stop - start : image.rows;
+    if (first_row < last_row) f(image, first_row, last_row);
+    row = stop;
+  }
+}
+
+// Sizes the compiler may know: K² and K where K > 0 is a template argument, the run-time values where it is 0.
+template <int K>
+struct Taps {
+  int64_t run_time;
+  ELSA_INLINE int64_t kernel() const { return K > 0 ? K : run_time; }
+  ELSA_INLINE int64_t count() const { return kernel() * kernel(); }
+  ELSA_INLINE int64_t reach() const { return kernel() / 2; }
+};
+
+// A specialised K is one segment of K taps; any other row is covered by segments of three and of one: f(width, first
+// column) with a compile-time width.
+template <int K, class F>
+ELSA_INLINE void for_segments(int64_t kernel, F&& f) {
+  if constexpr (K > 0) {
+    f(std::integral_constant<int, K>{}, int64_t{0});
+  } else {
+    int64_t column = 0;
+    for (; kernel - column >= 3; column += 3) f(std::integral_constant<int, 3>{}, column);
+    for (; column < kernel; ++column) f(std::integral_constant<int, 1>{}, column);
+  }
+}
+
+// Where the positions [x, …) of a row of the map lie. Positions outside the map read `zeros`.
+template <class T>
+struct RowView {
+  const T* row;        // channel 0 of the chunk at column 0
+  const T* zeros;
+  int64_t step;        // elements from one column to the next
+  int64_t columns;
+  ELSA_INLINE const T* at(int64_t x) const {
+    return static_cast<uint64_t>(x) < static_cast<uint64_t>(columns) ? row + x * step : zeros;
+  }
+};
+
+template <class T, bool Partial>
+ELSA_INLINE Vec<Accumulate<T>> load_channels(const T* p, int64_t count) {
+  if constexpr (Partial) return load_first(p, count);
+  else return load(p);
+}
+
+// w = weight · mul + add for one tap and one vector of channels.
+template <bool Mul, bool Add, class A>
+ELSA_INLINE Vec<A> ghost(A weight, const A* mul, const A* add) {
+  Vec<A> w = broadcast<A>(weight);
+  if constexpr (Mul && Add) return w * load(mul) + load(add);
+  else if constexpr (Mul) return w * load(mul);
+  else if constexpr (Add) return w + load(add);
+  else return w;
+}
+
+// Channels [c0, …) of one block: `Vectors` whole vectors, or one with `count` channels where Partial.
+template <class T, bool Mul, bool Add, int Vectors, bool Partial>
+struct Band {
+  using A = Accumulate<T>;
+  static constexpr int N = kLanes<A>;
+  const A* mul;  // at the chunk's first channel, tap 0
+  const A* add;
+  int64_t ghost_stride;
+  int64_t count;
+
+  // acc[p] += Σ over the S taps of one segment of f(weight, ghost) · source. Not mirrored (output from value):
+  // source u feeds position u - i through tap i, with the weight of that position. Mirrored (gradient of value):
+  // source u feeds position u - i through tap S - 1 - i, with the weight of the source.
+  // `first` is the column of source 0; `weights` those of source or position 0, at the segment's first tap.
+  template <int S, bool Mirrored>
+  ELSA_INLINE void add_segment(Vec<A> (&acc)[P][Vectors], const RowView<T>& source, int64_t first, const A* weights,
+                               int64_t weights_stride, int64_t tap) const {
+    unroll<P + S - 1>([&](auto u) ELSA_LAMBDA {
+      const T* p = source.at(first + u);
+      Vec<A> v[Vectors];
+      unroll<Vectors>([&](auto n) ELSA_LAMBDA { v[n] = load_channels<T, Partial>(p + n * N, count); });
+      unroll<S>([&](auto i) ELSA_LAMBDA {
+        constexpr int position = u - i, t = Mirrored ? S - 1 - i : i, from = Mirrored ? u : position;
+        if constexpr (position >= 0 && position < P) {
+          const A weight = weights[from * weights_stride + t];
+          unroll<Vectors>([&](auto n) ELSA_LAMBDA {
+            const int64_t at = (tap + t) * ghost_stride + n * N;
+            acc[position][n] += ghost<Mul, Add, A>(weight, mul + at, add + at) * v[n];
+          });
+        }
+      });
+    });
+  }
+};
+
+// Calls f(vectors, partial, first channel, count): chunks of NV whole vectors where K is specialised, else of one vector
+// that may be partly filled.
+template <class A, int K, class F>
+ELSA_INLINE void for_chunks(int64_t channels, F&& f) {
+  constexpr int N = kLanes<A>;
+  if constexpr (K > 0) {
+    for (int64_t c = 0; c < channels; c += NV * N)
+      f(std::integral_constant<int, NV>{}, std::false_type{}, c, int64_t{NV * N});
+  } else {
+    for (int64_t c = 0; c < channels; c += N)
+      f(std::integral_constant<int, 1>{}, std::true_type{}, c, channels - c < N ? channels - c : int64_t{N});
+  }
+}
+
+}  // namespace
+}  // namespace elsa::cpu::ELSA_ISA

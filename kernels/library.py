@@ -1,0 +1,173 @@
+"""Loads the compiled operator once, keeps the reason where it cannot, and registers what torch needs to know about it.
+
+The C++ side defines ``torch.ops.elsa.attention_forward`` and ``attention_backward`` (csrc/op.cpp) and their kernels per
+device. Registered here: fake kernels (shapes for tracing), the autograd formula and the FLOP formula.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+FOLDER = Path(__file__).parent
+REBUILD = "build it with: pip install --no-build-isolation --no-deps --force-reinstall PATH_OF_THE_SOURCES"
+SCHEMAS = {
+    "attention_forward": "(Tensor value, Tensor logits, Tensor? ghost_mul, Tensor? ghost_add, int num_heads, "
+    "int kernel_size, int dilation) -> Tensor",
+    "attention_backward": "(Tensor grad_out, Tensor value, Tensor logits, Tensor? ghost_mul, Tensor? ghost_add, "
+    "int num_heads, int kernel_size, int dilation) -> (Tensor, Tensor, Tensor, Tensor)",
+}
+
+
+def load(name: str) -> str | None:
+    """Load the library ``name`` beside this file; None on success, else the reason in one sentence."""
+    path = max(FOLDER.glob(f"{name}.*so"), key=lambda file: file.stat().st_mtime, default=None)
+    record = _build_record()
+    if path is None:
+        reason = record.get("missing", {}).get(name)
+        return reason or f"the compiled library {name} is not installed; {REBUILD}"
+    try:
+        torch.ops.load_library(str(path))
+    except (OSError, RuntimeError) as error:
+        cause = str(error.__cause__ or error).strip().splitlines()[0]
+        return (
+            f"{path.name} does not load: {cause}; it was built with torch {record.get('torch', 'unknown')}, "
+            f"this is torch {torch.__version__}; {REBUILD}"
+        )
+    return None
+
+
+def _build_record() -> dict:
+    try:
+        return json.loads((FOLDER / "_build.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _wrong_schema() -> str | None:
+    """A library of other sources may load and still take other arguments."""
+    for name, expected in SCHEMAS.items():
+        if not hasattr(torch.ops.elsa, name):
+            return f"the compiled library does not define elsa::{name}; {REBUILD}"
+        found = str(getattr(torch.ops.elsa, name).default._schema).removeprefix(f"elsa::{name}")
+        if found != expected:
+            return f"the compiled library is of another version of the sources: {name} takes {found}; {REBUILD}"
+    return None
+
+
+def _load_all() -> dict[str, str | None]:
+    cpu = load("_C")
+    if cpu is None:
+        cpu = _wrong_schema()
+    if cpu is not None:
+        return {"cpu": cpu, "cuda": f"needs the library with the operator's schema, but {cpu}"}
+    if torch.version.cuda is None:
+        return {"cpu": None, "cuda": f"torch {torch.__version__} is a build without CUDA"}
+    return {"cpu": None, "cuda": load("_cuda")}
+
+
+def cpu_instruction_set(name: str | None = None) -> str:
+    """The instruction set that the CPU kernels use, after choosing ``name`` (plain, avx2, avx512) if it is given.
+
+    Raises:
+        ValueError: no such instruction set.
+        RuntimeError: this processor does not have it, or the kernels are not compiled.
+    """
+    names = ("plain", "avx2", "avx512")
+    if name is not None and name not in names:
+        raise ValueError(f"instruction set {name!r} does not exist; choose one of {', '.join(names)}")
+    if OBSTACLES["cpu"] is not None:
+        raise RuntimeError(OBSTACLES["cpu"])
+    return names[torch.ops.elsa._cpu_isa(-1 if name is None else names.index(name))]
+
+
+# ---- what torch needs to know ------------------------------------------------------------------------------------
+
+
+def _fake_forward(value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation):
+    return value.new_empty(value.shape)
+
+
+def _fake_backward(grad_out, value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation):
+    accumulate = torch.float64 if value.dtype == torch.float64 else torch.float32
+    mul, add = (
+        value.new_empty((0, 0) if ghost is None else ghost.shape, dtype=accumulate) for ghost in (ghost_mul, ghost_add)
+    )
+    return value.new_empty(value.shape), value.new_empty(logits.shape), mul, add
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    value, logits, ghost_mul, ghost_add, *sizes = inputs
+    ctx.save_for_backward(value, logits, ghost_mul, ghost_add)
+    ctx.sizes = sizes
+
+
+def _backward(ctx, grad_out: Tensor):
+    value, logits, ghost_mul, ghost_add = ctx.saved_tensors
+    grad_value, grad_logits, grad_mul, grad_add = torch.ops.elsa.attention_backward(
+        grad_out, value, logits, ghost_mul, ghost_add, *ctx.sizes
+    )
+    if ghost_mul is None:
+        grad_mul = None
+    if ghost_add is None:
+        grad_add = None
+    return grad_value, grad_logits, grad_mul, grad_add, None, None, None
+
+
+def _no_double_backward(ctx, *grads):
+    raise RuntimeError(
+        "the compiled ELSA attention has no second derivative; pass backend='reference' to differentiate twice"
+    )
+
+
+def autocast_inputs(value: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The autocast rule: value and logits in the autocast type of their device; float64 and ghosts stay as they are."""
+    device = value.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return value, logits
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
+        for tensor in (value, logits)
+    )
+
+
+def _autocast_forward(value, logits, *rest):
+    value, logits = autocast_inputs(value, logits)
+    with torch.autocast(value.device.type, enabled=False):
+        return torch.ops.elsa.attention_forward(value, logits, *rest)
+
+
+def _register() -> None:
+    library = torch.library
+    for key in ("AutocastCPU", "AutocastCUDA"):
+        library.impl("elsa::attention_forward", key, _autocast_forward)
+    library.register_fake("elsa::attention_forward", _fake_forward)
+    library.register_fake("elsa::attention_backward", _fake_backward)
+    library.register_autograd("elsa::attention_forward", _backward, setup_context=_setup_context)
+    library.register_autograd("elsa::attention_backward", _no_double_backward)
+
+    # Both count the aggregation alone, as PyTorch counts a convolution: two operations per multiply-add. The backward
+    # pass is two such sums (the gradients of value and of the weights), and one more for each ghost.
+    @register_flop_formula(torch.ops.elsa.attention_forward)
+    def _(value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation, *, out_shape=None, **kwargs) -> int:
+        return 2 * _taps(value, kernel_size)
+
+    @register_flop_formula(torch.ops.elsa.attention_backward)
+    def _(grad, value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation, *, out_shape=None, **kw) -> int:
+        sums = 2 + (ghost_mul is not None) + (ghost_add is not None)
+        return 2 * sums * _taps(value, kernel_size)
+
+
+def _taps(value_shape, kernel_size: int) -> int:
+    batch, height, width, channels = value_shape
+    return batch * height * width * channels * kernel_size**2
+
+
+OBSTACLES = _load_all()
+if OBSTACLES["cpu"] is None:
+    _register()

@@ -1,0 +1,110 @@
+"""What the operator's tests share: the compiled backends that can be executed here, random problems, comparison."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve a small machine
+
+import pytest
+import torch
+
+from elsa.kernels import library
+from elsa.kernels.reference import elsa_attention_reference
+
+# Relative to the largest value of the compared tensor: storage precision, and room for sums in another order.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+NAMES = ("value", "logits", "ghost_mul", "ghost_add")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The sizes of one call."""
+
+    batch: int
+    height: int
+    width: int
+    heads: int
+    head_dim: int
+    kernel: int
+    dilation: int = 1
+    mul: bool = False
+    add: bool = False
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        return self.heads, self.kernel, self.dilation
+
+    def tensors(self, device: str = "cpu", seed: int = 0) -> tuple[list[torch.Tensor | None], torch.Tensor]:
+        """[value, logits, ghost_mul, ghost_add] and the output's gradient."""
+        accumulate = torch.float64 if self.dtype == torch.float64 else torch.float32
+        channels, taps = self.heads * self.head_dim, self.kernel**2
+        generator = torch.Generator().manual_seed(seed)
+
+        def random(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
+
+        position = (self.batch, self.height, self.width)
+        value, gradient = (random(*position, channels, dtype=self.dtype) for _ in range(2))
+        logits = 2 * random(*position, self.heads * taps, dtype=self.dtype)
+        ghosts = [random(channels, taps, dtype=accumulate) if present else None for present in (self.mul, self.add)]
+        return [value, logits, *ghosts], gradient
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest deviation relative to the largest expected value; infinite where a value is not finite."""
+    if found.shape != expected.shape:
+        raise AssertionError(f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}")
+    if expected.numel() == 0:
+        return 0.0
+    error = (found.double().cpu() - expected.double()).abs().max() / expected.double().abs().max().clamp_min(1e-30)
+    return error.item() if torch.isfinite(error) else float("inf")
+
+
+def compare(problem: Problem, inputs: list, gradient: torch.Tensor, found: dict[str, torch.Tensor]) -> None:
+    """Assert that the output and every gradient agree with the reference computed in float64."""
+    exact = [None if tensor is None else tensor.detach().cpu().double().requires_grad_() for tensor in inputs]
+    out = elsa_attention_reference(*exact, *problem.sizes)
+    out.backward(gradient.cpu().double())
+    expected = {"out": out.detach()}
+    expected |= {name: tensor.grad for name, tensor in zip(NAMES, exact, strict=True) if tensor is not None}
+    assert found.keys() == expected.keys()
+    for name in expected:
+        error = relative_error(found[name], expected[name])
+        assert error <= TOLERANCE[problem.dtype], f"{name} of {problem}: relative error {error:.2e}"
+
+
+@pytest.fixture(scope="session")
+def problem_type():
+    return Problem
+
+
+@pytest.fixture(scope="session")
+def check_against_reference():
+    return compare
+
+
+@pytest.fixture(scope="session")
+def error_of():
+    return relative_error
+
+
+@pytest.fixture
+def compiled_cpu():
+    """Skips where the CPU kernels are not compiled, and says why."""
+    if library.OBSTACLES["cpu"] is not None:
+        pytest.skip(library.OBSTACLES["cpu"])
+
+
+@pytest.fixture(params=["plain", "avx2", "avx512"])
+def instruction_set(request, compiled_cpu):
+    """Runs the test with the CPU kernels of each instruction set that this processor has."""
+    before = library.cpu_instruction_set()
+    try:
+        library.cpu_instruction_set(request.param)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    yield request.param
+    library.cpu_instruction_set(before)
