@@ -33,7 +33,7 @@ const Case kCases[] = {
     {Type::f32, 1, 5, 6, 2, 4, 3, 1, false, false},    // no ghost
     {Type::bf16, 1, 3, 3, 1, 33, 9, 1, true, true},    // generic kernel size
     {Type::f16, 1, 2, 3, 1, 2, 1, 3, false, true},     // one tap
-    {Type::f32, 3, 8, 17, 1, 8, 3, 1, false, true},    // several tiles per slot of partial sums
+    {Type::f32, 3, 8, 17, 1, 8, 3, 1, false, true},    // several images and tiles
 };
 
 float half_round(float x, Type type) {
