@@ -10,7 +10,8 @@ constexpr int kGenericThreads = 256, kGenericWarps = kGenericThreads / 32;
 
 template <typename T>
 struct GenericArgs {
-  int64_t batch, height, width, channels, heads, head_channels, kernel, dilation;
+  int64_t batch, height, width, channels, heads, head_channels, dilation;
+  int kernel, taps;
   const T *value, *logits, *grad_out;
   const Acc<T> *ghost_mul, *ghost_add;
   T *out, *dlogits;
@@ -18,7 +19,6 @@ struct GenericArgs {
   int64_t slots;
   int ghosts;  // planes of a partial sum: dmul and dadd, or only dadd
 
-  __device__ int64_t taps() const { return kernel * kernel; }
   __device__ int64_t pixels() const { return batch * height * width; }
 };
 
@@ -34,24 +34,34 @@ __device__ __forceinline__ A warp_sum(A x) {
   return x;
 }
 
-// The position that tap `tap` of `pixel` looks at, or with `sign` −1 the one that looks at it; −1 outside the map.
+// A position by its coordinates; divided once, since 64-bit division is slow.
+struct Site {
+  int64_t image, y, x;
+};
 template <typename T>
-__device__ __forceinline__ int64_t neighbour(const GenericArgs<T> &a, int64_t pixel, int64_t tap, int sign) {
-  const int64_t x = pixel % a.width + sign * (tap % a.kernel - a.kernel / 2) * a.dilation;
-  const int64_t row = pixel / a.width, y = row % a.height + sign * (tap / a.kernel - a.kernel / 2) * a.dilation;
+__device__ __forceinline__ Site locate(const GenericArgs<T> &a, int64_t pixel) {
+  const int64_t row = pixel / a.width, image = row / a.height;
+  return {image, row - image * a.height, pixel - row * a.width};
+}
+
+// The position that tap `tap` looks at from `site`, or with `sign` −1 the one that looks at it; −1 outside the map.
+template <typename T>
+__device__ __forceinline__ int64_t neighbour(const GenericArgs<T> &a, const Site &site, int tap, int sign) {
+  const int64_t y = site.y + sign * (tap / a.kernel - a.kernel / 2) * a.dilation;
+  const int64_t x = site.x + sign * (tap % a.kernel - a.kernel / 2) * a.dilation;
   if (y < 0 || y >= a.height || x < 0 || x >= a.width) return -1;
-  return (row / a.height * a.height + y) * a.width + x;
+  return (site.image * a.height + y) * a.width + x;
 }
 
 // Log of the sum of exponentials of one row of logits, in all lanes.
 template <typename T>
-__device__ __forceinline__ Acc<T> log_sum_exp(const T *__restrict__ row, int64_t taps) {
+__device__ __forceinline__ Acc<T> log_sum_exp(const T *__restrict__ row, int taps) {
   const int lane = threadIdx.x % 32;
   Acc<T> top = -INFINITY, sum = 0;
-  for (int64_t tap = lane; tap < taps; tap += 32) top = larger(top, Acc<T>(load(row[tap])));
+  for (int tap = lane; tap < taps; tap += 32) top = larger(top, Acc<T>(load(row[tap])));
 #pragma unroll
   for (int d = 16; d > 0; d /= 2) top = larger(top, __shfl_xor_sync(kWarpMask, top, d));
-  for (int64_t tap = lane; tap < taps; tap += 32) sum += exponential(load(row[tap]) - top);
+  for (int tap = lane; tap < taps; tap += 32) sum += exponential(load(row[tap]) - top);
   return top + logarithm(warp_sum(sum));
 }
 
@@ -60,22 +70,24 @@ template <bool TRANSPOSED, typename T>
 __device__ __forceinline__ Acc<T> sum_channel(const GenericArgs<T> &a, const T *__restrict__ input, int64_t pixel,
                                               int64_t head, int64_t channel, bool active, Acc<T> norm, bool with_add) {
   const int lane = threadIdx.x % 32;
+  const Site site = locate(a, pixel);
   Acc<T> sum = 0;
-  for (int64_t first = 0; first < a.taps(); first += 32) {
+  for (int first = 0; first < a.taps; first += 32) {
     Acc<T> weight = 0;
-    if (first + lane < a.taps()) {
-      const int64_t from = TRANSPOSED ? neighbour(a, pixel, first + lane, -1) : pixel;
+    if (first + lane < a.taps) {
+      const int64_t from = TRANSPOSED ? neighbour(a, site, first + lane, -1) : pixel;
       if (from >= 0) {
         const int64_t row = from * a.heads + head;
-        weight = exponential(load(a.logits[row * a.taps() + first + lane]) - (TRANSPOSED ? a.lse[row] : norm));
+        weight = exponential(load(a.logits[row * a.taps + first + lane]) - (TRANSPOSED ? a.lse[row] : norm));
       }
     }
-    for (int k = 0; k < 32 && first + k < a.taps(); ++k) {
+    for (int k = 0; k < 32 && first + k < a.taps; ++k) {
       Acc<T> factor = __shfl_sync(kWarpMask, weight, k);
-      const int64_t tap = first + k, at = neighbour(a, pixel, tap, TRANSPOSED ? -1 : 1);
+      const int tap = first + k;
+      const int64_t at = neighbour(a, site, tap, TRANSPOSED ? -1 : 1);
       if (at < 0 || !active) continue;
-      if (a.ghost_mul) factor *= a.ghost_mul[channel * a.taps() + tap];
-      if (a.ghost_add && with_add) factor += a.ghost_add[channel * a.taps() + tap];
+      if (a.ghost_mul) factor *= a.ghost_mul[channel * a.taps + tap];
+      if (a.ghost_add && with_add) factor += a.ghost_add[channel * a.taps + tap];
       sum += factor * load(input[at * a.channels + channel]);
     }
   }
@@ -91,7 +103,7 @@ __global__ void __launch_bounds__(kGenericThreads) generic_aggregate_kernel(Gene
     const int64_t chunk = task % chunks, head = task / chunks % a.heads, pixel = task / chunks / a.heads;
     const int64_t in_head = chunk * 32 + lane, channel = head * a.head_channels + in_head;
     Acc<T> norm = 0;
-    if (!TRANSPOSED) norm = log_sum_exp(a.logits + (pixel * a.heads + head) * a.taps(), a.taps());
+    if (!TRANSPOSED) norm = log_sum_exp(a.logits + (pixel * a.heads + head) * a.taps, a.taps);
     const T *input = TRANSPOSED ? a.grad_out : a.value;
     const bool active = in_head < a.head_channels;
     const Acc<T> sum = sum_channel<TRANSPOSED>(a, input, pixel, head, channel, active, norm, true);
@@ -103,7 +115,8 @@ __global__ void __launch_bounds__(kGenericThreads) generic_aggregate_kernel(Gene
 template <typename T>
 __global__ void __launch_bounds__(kGenericThreads) generic_dlogits_kernel(GenericArgs<T> a) {
   const int lane = threadIdx.x % 32;
-  const int64_t tasks = a.pixels() * a.heads, taps = a.taps();
+  const int taps = a.taps;
+  const int64_t tasks = a.pixels() * a.heads;
   for (int64_t task = warp_index(); task < tasks; task += warp_count()) {
     const int64_t head = task % a.heads, pixel = task / a.heads, first = head * a.head_channels;
     const T *logits = a.logits + task * taps, *grad = a.grad_out + pixel * a.channels + first;
@@ -116,8 +129,9 @@ __global__ void __launch_bounds__(kGenericThreads) generic_dlogits_kernel(Generi
       if (active) mean += sum * load(grad[c0 + lane]);
     }
     mean = warp_sum(mean);
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      const int64_t at = neighbour(a, pixel, tap, 1);
+    const Site site = locate(a, pixel);
+    for (int tap = 0; tap < taps; ++tap) {
+      const int64_t at = neighbour(a, site, tap, 1);
       Acc<T> dot = 0;
       for (int64_t c = lane; c < a.head_channels && at >= 0; c += 32) {
         const Acc<T> mul = a.ghost_mul ? a.ghost_mul[(first + c) * taps + tap] : 1;
@@ -133,15 +147,17 @@ __global__ void __launch_bounds__(kGenericThreads) generic_dlogits_kernel(Generi
 template <typename T>
 __global__ void __launch_bounds__(kGenericThreads) generic_dghost_kernel(GenericArgs<T> a) {
   const int lane = threadIdx.x % 32;
-  const int64_t taps = a.taps(), chunks = (a.head_channels + 31) / 32, per_slot = a.heads * chunks * taps;
+  const int taps = a.taps;
+  const int64_t chunks = (a.head_channels + 31) / 32, per_slot = a.heads * chunks * taps;
   const int64_t share = (a.pixels() + a.slots - 1) / a.slots;
   for (int64_t task = warp_index(); task < a.slots * per_slot; task += warp_count()) {
-    const int64_t tap = task % taps, chunk = task / taps % chunks, head = task / taps / chunks % a.heads;
+    const int tap = int(task % taps);
+    const int64_t chunk = task / taps % chunks, head = task / taps / chunks % a.heads;
     const int64_t slot = task / per_slot, in_head = chunk * 32 + lane, channel = head * a.head_channels + in_head;
     const int64_t begin = slot * share, end = begin + share < a.pixels() ? begin + share : a.pixels();
     Acc<T> dmul = 0, dadd = 0;
     for (int64_t pixel = begin; pixel < end; ++pixel) {
-      const int64_t at = neighbour(a, pixel, tap, 1), row = pixel * a.heads + head;
+      const int64_t at = neighbour(a, locate(a, pixel), tap, 1), row = pixel * a.heads + head;
       if (at < 0 || in_head >= a.head_channels) continue;
       const Acc<T> e = load(a.grad_out[pixel * a.channels + channel]) * load(a.value[at * a.channels + channel]);
       dadd += e;

@@ -115,7 +115,8 @@ struct Launch {
   GenericArgs<T> generic(const Inputs &in) const {
     GenericArgs<T> a{};
     a.batch = p.batch, a.height = p.height, a.width = p.width, a.channels = p.channels, a.heads = p.heads;
-    a.head_channels = head_channels(), a.kernel = p.kernel, a.dilation = dilation();
+    a.head_channels = head_channels(), a.dilation = dilation();
+    a.kernel = int(p.kernel), a.taps = int(p.taps());
     a.value = static_cast<const T *>(in.value), a.logits = static_cast<const T *>(in.logits);
     a.ghost_mul = static_cast<const A *>(in.ghost_mul), a.ghost_add = static_cast<const A *>(in.ghost_add);
     return a;

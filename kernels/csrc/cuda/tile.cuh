@@ -140,6 +140,7 @@ __device__ __forceinline__ void transposed_softmax_tile(float *weights, const T 
     const int64_t at = position(m, tile, row, col);
     const int64_t first = (at * m.heads + head) * TAPS;
     const float norm = at >= 0 ? lse[at * m.heads + head] : 0;
+#pragma unroll 2
     for (int tap = lane; tap < TAPS; tap += kLanesPerPixel) {
       const int to_row = row + tap / K - R, to_col = col + tap % K - R;
       if (to_row < 0 || to_row >= kTileRows || to_col < 0 || to_col >= kTileCols) continue;
