@@ -78,10 +78,10 @@ def library() -> Path:
 
 
 @cache
-def program(name: str, *flags: str) -> Path:
-    """The C++ test ``cpp/NAME.cpp`` linked with the kernels."""
+def program(name: str, *flags: str, kernels: bool = True) -> Path:
+    """The C++ test ``cpp/NAME.cpp``, linked with the kernels unless it has its own."""
     output = BUILD / f"{name}-{fingerprint(flags)}"
     if not output.exists():
-        units = [CSRC / "cuda" / f"{unit}.cu" for unit in KERNEL_UNITS]
+        units = [CSRC / "cuda" / f"{unit}.cu" for unit in KERNEL_UNITS if kernels]
         compile_and_link([*units, CPP_TESTS / f"{name}.cpp"], output, list(flags))
     return output
