@@ -21,8 +21,8 @@ BUILD = ROOT / "build" / "emulated"
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 FLAGS = ["-std=gnu++20", "-g1", "-Wall", "-Wno-unknown-pragmas", "-Werror"]
 KERNEL_UNITS = ("launch", "launch_f32", "launch_f64", "launch_f16", "launch_bf16")
-ASAN = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-TSAN = ["-O1", "-fsanitize=thread"]
+ASAN = ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+TSAN = ["-O0", "-fsanitize=thread"]
 
 
 def fingerprint(*parts: object) -> str:
@@ -33,9 +33,8 @@ def fingerprint(*parts: object) -> str:
     return digest.hexdigest()[:16]
 
 
-def compile_and_link(sources: list[Path], output: Path, flags: list[str], libraries: tuple[str, ...] = ()) -> Path:
-    """Compile each source (a .cu file as C++) to an object, two at a time at most, and link them to `output`."""
-    folder = output.with_suffix(".objects")
+def compile_objects(sources: list[Path], folder: Path, flags: list[str]) -> list[str]:
+    """Compile each source (a .cu file as C++) to an object in `folder`, two at a time at most."""
     folder.mkdir(parents=True, exist_ok=True)
 
     def compile_one(source: Path) -> str:
@@ -44,12 +43,25 @@ def compile_and_link(sources: list[Path], output: Path, flags: list[str], librar
         return str(target)
 
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
-        objects = list(pool.map(compile_one, sources))
-    links = [flag for flag in flags if not flag.startswith(("-I", "-D"))]
+        return list(pool.map(compile_one, sources))
+
+
+def link(objects: list[str], output: Path, flags: list[str]) -> Path:
+    """Link to `output`, which appears only when it is complete."""
     partial = output.with_name(output.name + ".partial")
-    run([COMPILER, *links, *objects, *libraries, "-o", str(partial)])
+    switches = [flag for flag in flags if not flag.startswith(("-I", "-D", "-l"))]
+    libraries = [flag for flag in flags if flag.startswith("-l")]
+    run([COMPILER, *switches, *objects, *libraries, "-o", str(partial)])
     partial.replace(output)
-    shutil.rmtree(folder)
+    return output
+
+
+def build(sources: list[Path], output: Path, flags: list[str], link_flags: tuple[str, ...] = ()) -> Path:
+    """Compile and link, unless the output is there."""
+    if not output.exists():
+        objects = compile_objects(sources, output.with_suffix(".objects"), flags)
+        link(objects, output, [*flags, *link_flags])
+        shutil.rmtree(output.with_suffix(".objects"))
     return output
 
 
@@ -71,17 +83,13 @@ def library() -> Path:
     flags = ["-O2", "-fPIC", "-shared", "-fvisibility=hidden", target, *includes]
     libraries = [*(f"-L{path}" for path in library_paths()), "-ltorch", "-ltorch_cpu", "-lc10"]
     output = BUILD / f"op_emu-{fingerprint(flags, torch.__version__)}.so"
-    if not output.exists():
-        units = [CSRC / "cuda" / f"{unit}.cu" for unit in KERNEL_UNITS]
-        compile_and_link([*units, CSRC / "emu" / "op_emu.cpp"], output, flags, tuple(libraries))
-    return output
+    units = [CSRC / "cuda" / f"{unit}.cu" for unit in KERNEL_UNITS]
+    return build([*units, CSRC / "emu" / "op_emu.cpp"], output, flags, tuple(libraries))
 
 
 @cache
 def program(name: str, *flags: str, kernels: bool = True) -> Path:
     """The C++ test ``cpp/NAME.cpp``, linked with the kernels unless it has its own."""
     output = BUILD / f"{name}-{fingerprint(flags)}"
-    if not output.exists():
-        units = [CSRC / "cuda" / f"{unit}.cu" for unit in KERNEL_UNITS if kernels]
-        compile_and_link([*units, CPP_TESTS / f"{name}.cpp"], output, list(flags))
-    return output
+    units = [CSRC / "cuda" / f"{unit}.cu" for unit in KERNEL_UNITS if kernels]
+    return build([*units, CPP_TESTS / f"{name}.cpp"], output, list(flags))

@@ -10,7 +10,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -57,10 +59,7 @@ MUTANTS = (
     Mutant("dilation moves the phase", "tile.cuh", "m.dilation + tile.phase_x", "m.dilation + tile.phase_y"),
 )  # fmt: skip
 
-BUILDS = {
-    "address": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
-    "thread": ["-O1", "-fsanitize=thread"],
-}
+BUILDS = {"address": emulation.ASAN, "thread": emulation.TSAN}
 
 
 def patch(mutant: Mutant, folder: Path) -> None:
@@ -71,13 +70,19 @@ def patch(mutant: Mutant, folder: Path) -> None:
     path.write_text(text.replace(mutant.before, mutant.after))
 
 
-def build(folder: Path, flags: list[str]) -> Path:
-    """The C++ test over the sources in `folder`, for float alone."""
-    cpp = folder.parents[1] / "tests" / "kernels" / "cpp"
-    units = [folder / "cuda" / "launch.cu", folder / "cuda" / "launch_f32.cu"]
-    return emulation.compile_and_link(
-        [*units, cpp / "only_f32.cpp", cpp / "test_kernels.cpp"], folder / "test", flags
-    )
+@cache
+def unchanged_objects(name: str) -> list[str]:
+    """Everything of the C++ test that no mutant touches."""
+    flags = BUILDS[name]
+    units = [emulation.CSRC / "cuda" / "launch.cu", *(emulation.CPP_TESTS / f"{x}.cpp" for x in ("only_f32", "test_kernels"))]
+    return emulation.compile_objects(units, emulation.BUILD / f"mutants-{name}-{os.getpid()}", flags)
+
+
+def build(folder: Path, name: str) -> Path:
+    """The C++ test over the kernels in `folder`, for float alone."""
+    flags = BUILDS[name]
+    kernels = emulation.compile_objects([folder / "cuda" / "launch_f32.cu"], folder / name, flags)
+    return emulation.link([*unchanged_objects(name), *kernels], folder / f"test_{name}", flags)
 
 
 def verdict(program: Path, order: str = "fwd") -> str | None:
@@ -98,13 +103,12 @@ def catch(mutant: Mutant | None, work: Path) -> str | None:
     """Which build notices the fault, and how; None if none does. Without a mutant: the clean sources."""
     if work.exists():
         shutil.rmtree(work)
-    folder = work / "kernels" / "csrc"
-    shutil.copytree(emulation.CSRC, work / "kernels" / "csrc", ignore=shutil.ignore_patterns("cpu"))
-    shutil.copytree(emulation.CPP_TESTS, work / "tests" / "kernels" / "cpp")
+    folder = work / "csrc"
+    shutil.copytree(emulation.CSRC, folder, ignore=shutil.ignore_patterns("cpu"))
     if mutant:
         patch(mutant, folder)
-    for name, flags in BUILDS.items():
-        program = build(folder, flags)
+    for name in BUILDS:
+        program = build(folder, name)
         for order in ("fwd", "rev", "3") if name == "address" else ("fwd",):
             if words := verdict(program, order):
                 return f"{name}, order {order}: {words}"
@@ -112,7 +116,7 @@ def catch(mutant: Mutant | None, work: Path) -> str | None:
 
 
 def main() -> int:
-    work = emulation.BUILD / "mutant"
+    work = Path(tempfile.mkdtemp()) / "sources"
     clean = catch(None, work)
     print(f"{'clean sources':55} {clean or 'no report'}", flush=True)
     missed = 0

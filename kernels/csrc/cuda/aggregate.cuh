@@ -76,7 +76,7 @@ __device__ __forceinline__ void write_run(const Pair (&sum)[8], T *__restrict__ 
 }
 
 template <typename T, int K, bool MUL, bool ADD, bool TRANSPOSED>
-__global__ void __launch_bounds__(AggregateShape<T, K>::threads, MUL ? 2 : 3) aggregate_kernel(AggregateArgs<T> args) {
+__global__ void __launch_bounds__(AggregateShape<T, K>::threads, MUL && TRANSPOSED ? 2 : 3) aggregate_kernel(AggregateArgs<T> args) {
   using Shape = AggregateShape<T, K>;
   constexpr int THREADS = Shape::threads, CHANNELS = Shape::channels, R = K / 2;
   CU_SHARED(Tile, tile, [1]);
