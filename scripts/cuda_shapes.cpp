@@ -1,5 +1,6 @@
-// Prints what the launch code asks for, per specialised kernel, from the kernels' own constants: type, K, kernel, threads,
-// dynamic shared bytes per ghost mode for heads of 32 channels. Compiled by cuda_report.py with the host compiler.
+// Prints what the launch code asks for, per specialised kernel, from the kernels' own constants: type, K, kernel,
+// threads, dynamic shared bytes per ghost mode for heads of 32 channels. Compiled by cuda_report.py with the host
+// compiler.
 #include "../kernels/csrc/cuda/aggregate.cuh"
 #include "../kernels/csrc/cuda/gradients.cuh"
 
@@ -8,7 +9,7 @@
 using namespace elsa::cuda;
 
 template <typename T, int K>
-void print(const char *type) {
+void print(const char* type) {
   using A = AggregateShape<T, K>;
   using G = GradientShape<T, K>;
   for (int ghosts = 0; ghosts < 3; ++ghosts) {
@@ -19,7 +20,7 @@ void print(const char *type) {
 }
 
 template <typename T>
-void print_all(const char *type) {
+void print_all(const char* type) {
   print<T, 3>(type);
   print<T, 5>(type);
   print<T, 7>(type);

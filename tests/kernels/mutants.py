@@ -74,7 +74,10 @@ def patch(mutant: Mutant, folder: Path) -> None:
 def unchanged_objects(name: str) -> list[str]:
     """Everything of the C++ test that no mutant touches."""
     flags = BUILDS[name]
-    units = [emulation.CSRC / "cuda" / "launch.cu", *(emulation.CPP_TESTS / f"{x}.cpp" for x in ("only_f32", "test_kernels"))]
+    units = [
+        emulation.CSRC / "cuda" / "launch.cu",
+        *(emulation.CPP_TESTS / f"{x}.cpp" for x in ("only_f32", "test_kernels")),
+    ]
     return emulation.compile_objects(units, emulation.BUILD / f"mutants-{name}-{os.getpid()}", flags)
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from elsa.kernels.reference import elsa_attention_reference
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from elsa.kernels.reference import elsa_attention_reference
 
 sys.path.insert(0, str(Path(__file__).parent))
 import emulation
@@ -174,7 +175,7 @@ def test_edges(device):
 
 def test_bad_arguments(device):
     """Refused before a kernel sees them, with the values named."""
-    value, logits, mul, add, grad = (x.to(device) for x in draw(1, 1, 4, 4, 2, 4, 3, torch.float32, True, True))
+    value, logits, mul, add, _ = (x.to(device) for x in draw(1, 1, 4, 4, 2, 4, 3, torch.float32, True, True))
     mul, add = mul.float(), add.float()
     forward = (torch.ops.elsa_emu if device == "cpu" else torch.ops.elsa).attention_forward
     for arguments, words in [

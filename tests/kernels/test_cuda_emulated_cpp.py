@@ -1,4 +1,4 @@
-"""The emulator's own test, and the kernels' C++ test under the sanitizers, in several thread orders, with seeded faults."""
+"""The emulator's own test, and the kernels' C++ test: sanitizers, thread orders, seeded faults."""
 
 from __future__ import annotations
 

@@ -25,13 +25,13 @@ struct AggregateArgs {
   Layout layout;
   const T *input, *logits;  // input: value, or the gradient of the output
   const float *ghost_mul, *ghost_add;
-  const float *lse;  // only for the transposed operator
-  T *output;
+  const float* lse;  // only for the transposed operator
+  T* output;
 };
 
 template <typename T, int K, bool MUL, bool ADD>
-__device__ __forceinline__ void sum_taps(Pair (&sum)[8], const T *line, const float *weights, const float *mul,
-                                         const float *add) {
+__device__ __forceinline__ void sum_taps(Pair (&sum)[8], const T* line, const float* weights, const float* mul,
+                                         const float* add) {
   using Shape = AggregateShape<T, K>;
   constexpr int RUN = Shape::run, CHANNELS = Shape::channels;
 #pragma unroll 1
@@ -59,13 +59,13 @@ __device__ __forceinline__ void sum_taps(Pair (&sum)[8], const T *line, const fl
 }
 
 template <typename T>
-__device__ __forceinline__ void write_run(const Pair (&sum)[8], T *__restrict__ output, const Layout &m,
-                                          const Tile &tile, int row, int col, int channel, int left) {
+__device__ __forceinline__ void write_run(const Pair (&sum)[8], T* __restrict__ output, const Layout& m,
+                                          const Tile& tile, int row, int col, int channel, int left) {
 #pragma unroll
   for (int p = 0; p < 8; ++p) {
     const int64_t at = position(m, tile, row, col + p);
     if (at < 0 || left <= 0) continue;
-    T *to = output + at * m.channels + channel;
+    T* to = output + at * m.channels + channel;
     if (m.vectors) {
       store_pack(to, Pack<T, 2>{store<T>(sum[p].x), store<T>(sum[p].y)});
     } else {
@@ -76,17 +76,18 @@ __device__ __forceinline__ void write_run(const Pair (&sum)[8], T *__restrict__ 
 }
 
 template <typename T, int K, bool MUL, bool ADD, bool TRANSPOSED>
-__global__ void __launch_bounds__(AggregateShape<T, K>::threads, MUL && TRANSPOSED ? 2 : 3) aggregate_kernel(AggregateArgs<T> args) {
+__global__ void __launch_bounds__(AggregateShape<T, K>::threads, (MUL & TRANSPOSED) ? 2 : 3)
+    aggregate_kernel(AggregateArgs<T> args) {
   using Shape = AggregateShape<T, K>;
   constexpr int THREADS = Shape::threads, CHANNELS = Shape::channels, R = K / 2;
   CU_SHARED(Tile, tile, [1]);
   CU_DYNAMIC_SHARED(memory);
-  float *const weights = memory.take<float>(Shape::weight_floats);
-  float *const mul = memory.take<float>(MUL ? Shape::ghost_floats : 0);
-  float *const add = memory.take<float>(ADD ? Shape::ghost_floats : 0);
-  T *const window = memory.take<T>(Shape::rows * Shape::stride);
+  float* const weights = memory.take<float>(Shape::weight_floats);
+  float* const mul = memory.take<float>(MUL ? Shape::ghost_floats : 0);
+  float* const add = memory.take<float>(ADD ? Shape::ghost_floats : 0);
+  T* const window = memory.take<T>(Shape::rows * Shape::stride);
 
-  const Layout &m = args.layout;
+  const Layout& m = args.layout;
   const int head = blockIdx.x % m.heads, slot = blockIdx.x / m.heads, slots = gridDim.x / m.heads;
   const int lane = threadIdx.x % (CHANNELS / 2), row = threadIdx.x / (CHANNELS / 2) % kTileRows;
   const int col = threadIdx.x / (CHANNELS / 2) / kTileRows * Shape::run;

@@ -12,17 +12,19 @@
 
 // Hands out a block's dynamic shared memory piece by piece; under emulation every piece is guarded on both sides.
 struct SharedMemory {
-  unsigned char *next;
+  unsigned char* next;
   template <typename T>
-  __device__ __forceinline__ T *take(size_t count) {
-    T *piece = reinterpret_cast<T *>(next);
+  __device__ __forceinline__ T* take(size_t count) {
+    T* piece = reinterpret_cast<T*>(next);
     next += count * sizeof(T);
     return piece;
   }
 };
-#define CU_DYNAMIC_SHARED(name)                                   \
-  extern __shared__ __align__(16) unsigned char name##_bytes[];   \
-  SharedMemory name { name##_bytes }
+#define CU_DYNAMIC_SHARED(name)                                 \
+  extern __shared__ __align__(16) unsigned char name##_bytes[]; \
+  SharedMemory name {                                           \
+    name##_bytes                                                \
+  }
 
 #else
 

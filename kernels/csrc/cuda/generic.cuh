@@ -1,6 +1,6 @@
-// Kernels for every type, kernel size, dilation and head size, for what the specialised ones do not take. One warp works
-// on one position and head; no shared memory. Lanes are taps while the softmax is computed and channels while values are
-// summed; a tap's weight travels by a shuffle.
+// Kernels for every type, kernel size, dilation and head size, for what the specialised ones do not take. One warp
+// works on one position and head; no shared memory. Lanes are taps while the softmax is computed and channels while
+// values are summed; a tap's weight travels by a shuffle.
 #pragma once
 #include "tile.cuh"
 
@@ -13,9 +13,11 @@ struct GenericArgs {
   int64_t batch, height, width, channels, heads, head_channels, dilation;
   int kernel, taps;
   const T *value, *logits, *grad_out;
-  const Acc<T> *ghost_mul, *ghost_add;
+  const Acc<T>* ghost_mul;
+  const Acc<T>* ghost_add;
   T *out, *dlogits;
-  Acc<T> *lse, *partial;
+  Acc<T>* lse;
+  Acc<T>* partial;
   int64_t slots;
   int ghosts;  // planes of a partial sum: dmul and dadd, or only dadd
 
@@ -25,7 +27,9 @@ struct GenericArgs {
 __device__ __forceinline__ int64_t warp_index() {
   return int64_t(blockIdx.x) * kGenericWarps + threadIdx.x / 32;
 }
-__device__ __forceinline__ int64_t warp_count() { return int64_t(gridDim.x) * kGenericWarps; }
+__device__ __forceinline__ int64_t warp_count() {
+  return int64_t(gridDim.x) * kGenericWarps;
+}
 
 template <typename A>
 __device__ __forceinline__ A warp_sum(A x) {
@@ -39,14 +43,14 @@ struct Site {
   int64_t image, y, x;
 };
 template <typename T>
-__device__ __forceinline__ Site locate(const GenericArgs<T> &a, int64_t pixel) {
+__device__ __forceinline__ Site locate(const GenericArgs<T>& a, int64_t pixel) {
   const int64_t row = pixel / a.width, image = row / a.height;
   return {image, row - image * a.height, pixel - row * a.width};
 }
 
 // The position that tap `tap` looks at from `site`, or with `sign` −1 the one that looks at it; −1 outside the map.
 template <typename T>
-__device__ __forceinline__ int64_t neighbour(const GenericArgs<T> &a, const Site &site, int tap, int sign) {
+__device__ __forceinline__ int64_t neighbour(const GenericArgs<T>& a, const Site& site, int tap, int sign) {
   const int64_t y = site.y + sign * (tap / a.kernel - a.kernel / 2) * a.dilation;
   const int64_t x = site.x + sign * (tap % a.kernel - a.kernel / 2) * a.dilation;
   if (y < 0 || y >= a.height || x < 0 || x >= a.width) return -1;
@@ -55,7 +59,7 @@ __device__ __forceinline__ int64_t neighbour(const GenericArgs<T> &a, const Site
 
 // Log of the sum of exponentials of one row of logits, in all lanes.
 template <typename T>
-__device__ __forceinline__ Acc<T> log_sum_exp(const T *__restrict__ row, int taps) {
+__device__ __forceinline__ Acc<T> log_sum_exp(const T* __restrict__ row, int taps) {
   const int lane = threadIdx.x % 32;
   Acc<T> top = -INFINITY, sum = 0;
   for (int tap = lane; tap < taps; tap += 32) top = larger(top, Acc<T>(load(row[tap])));
@@ -67,7 +71,7 @@ __device__ __forceinline__ Acc<T> log_sum_exp(const T *__restrict__ row, int tap
 
 // Σ_t (a·mul + add) · input of one channel per lane. Transposed, the weights are those of the positions that look here.
 template <bool TRANSPOSED, typename T>
-__device__ __forceinline__ Acc<T> sum_channel(const GenericArgs<T> &a, const T *__restrict__ input, int64_t pixel,
+__device__ __forceinline__ Acc<T> sum_channel(const GenericArgs<T>& a, const T* __restrict__ input, int64_t pixel,
                                               int64_t head, int64_t channel, bool active, Acc<T> norm, bool with_add) {
   const int lane = threadIdx.x % 32;
   const Site site = locate(a, pixel);
@@ -104,7 +108,7 @@ __global__ void __launch_bounds__(kGenericThreads) generic_aggregate_kernel(Gene
     const int64_t in_head = chunk * 32 + lane, channel = head * a.head_channels + in_head;
     Acc<T> norm = 0;
     if (!TRANSPOSED) norm = log_sum_exp(a.logits + (pixel * a.heads + head) * a.taps, a.taps);
-    const T *input = TRANSPOSED ? a.grad_out : a.value;
+    const T* input = TRANSPOSED ? a.grad_out : a.value;
     const bool active = in_head < a.head_channels;
     const Acc<T> sum = sum_channel<TRANSPOSED>(a, input, pixel, head, channel, active, norm, true);
     if (active) a.out[pixel * a.channels + channel] = store<T>(sum);
@@ -143,7 +147,8 @@ __global__ void __launch_bounds__(kGenericThreads) generic_dlogits_kernel(Generi
   }
 }
 
-// Partial sums of the ghost gradients, (slots, ghosts, C, K²): a warp sums 32 channels of one tap over a slot's positions.
+// Partial sums of the ghost gradients, (slots, ghosts, C, K²): a warp sums 32 channels of one tap over a slot's
+// positions.
 template <typename T>
 __global__ void __launch_bounds__(kGenericThreads) generic_dghost_kernel(GenericArgs<T> a) {
   const int lane = threadIdx.x % 32;
@@ -164,7 +169,7 @@ __global__ void __launch_bounds__(kGenericThreads) generic_dghost_kernel(Generic
       if (a.ghost_mul) dmul += e * exponential(load(a.logits[row * taps + tap]) - a.lse[row]);
     }
     if (in_head < a.head_channels) {
-      Acc<T> *to = a.partial + (slot * a.ghosts * a.channels + channel) * taps + tap;
+      Acc<T>* to = a.partial + (slot * a.ghosts * a.channels + channel) * taps + tap;
       to[(a.ghosts - 1) * a.channels * taps] = dadd;
       if (a.ghosts == 2) to[0] = dmul;
     }

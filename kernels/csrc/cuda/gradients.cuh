@@ -2,8 +2,8 @@
 //
 // A block owns one head and every `slots`-th tile. Per tile it keeps the softmax weights, and 64 bytes of channels at a
 // time of the window of value and of the output gradient, in shared memory. For the logits a thread owns four positions
-// in a row and one row of taps (K + 3 values and 4 gradients serve 4·K products per channel); for the ghosts it owns two
-// channels and one row of taps. Sums over tiles stay in shared memory and leave the block once.
+// in a row and one row of taps (K + 3 values and 4 gradients serve 4·K products per channel); for the ghosts it owns
+// two channels and one row of taps. Sums over tiles stay in shared memory and leave the block once.
 #pragma once
 #include "tile.cuh"
 
@@ -13,7 +13,8 @@ template <typename T, int K>
 struct GradientShape {
   static constexpr int taps = K * K, run = 4, channels = 64 / sizeof(T), lanes = channels / 2, threads = 32 * K;
   static constexpr int rows = kTileRows + K - 1, cols = kTileCols + K - 1;
-  // Rows lie 18 banks apart: eight to eleven rows read at one time, and two rows with all their channels, collide rarely.
+  // Rows lie 18 banks apart: eight to eleven rows read at one time, and two rows with all their channels, collide
+  // rarely.
   static constexpr int pad = 72 / sizeof(T), align = 8;
   static constexpr int stride = cols * channels + pad, grad_stride = kTileCols * channels + pad;
   static constexpr int mul_pad = 2, mul_stride = channels + mul_pad;
@@ -34,15 +35,15 @@ template <typename T>
 struct GradientArgs {
   Layout layout;
   const T *grad_out, *value, *logits;
-  const float *ghost_mul;
-  T *dlogits;
-  float *lse;
-  float *partial;  // (slots, ghosts, C, K²): with MUL dmul then dadd, else dadd; null if no ghost is there
+  const float* ghost_mul;
+  T* dlogits;
+  float* lse;
+  float* partial;  // (slots, ghosts, C, K²): with MUL dmul then dadd, else dadd; null if no ghost is there
 };
 
 // da[p][i] += Σ over the loaded channels of grad[p] · mul[i] · value[p + i], for one row of taps
 template <typename T, int K, bool MUL>
-__device__ __forceinline__ void dot_channels(float (&da)[4][K], const T *line, const T *grad, const float *mul) {
+__device__ __forceinline__ void dot_channels(float (&da)[4][K], const T* line, const T* grad, const float* mul) {
   using Shape = GradientShape<T, K>;
 #pragma unroll 1
   for (int c = 0; c < Shape::channels; c += 2, line += 2, grad += 2, mul += 2) {
@@ -70,8 +71,8 @@ __device__ __forceinline__ void dot_channels(float (&da)[4][K], const T *line, c
 // dadd[i] = Σ over the lane's positions of grad · value[+ i], and dmul[i] with the softmax weight as third factor. The
 // lanes of a warp are `lanes` channel pairs times splits of the tile's rows, summed by shuffles at the end.
 template <typename T, int K, bool MUL>
-__device__ __forceinline__ void sum_positions(float *dmul, float *dadd, int sum_stride, const T *window, const T *grads,
-                                              const float *weights, int j) {
+__device__ __forceinline__ void sum_positions(float* dmul, float* dadd, int sum_stride, const T* window, const T* grads,
+                                              const float* weights, int j) {
   using Shape = GradientShape<T, K>;
   constexpr int SPLITS = 32 / Shape::lanes;
   const int lane = threadIdx.x % Shape::lanes, split = threadIdx.x % 32 / Shape::lanes;
@@ -79,8 +80,8 @@ __device__ __forceinline__ void sum_positions(float *dmul, float *dadd, int sum_
 #pragma unroll 1
   for (int n = 0; n < kTilePixels / 4 / SPLITS; ++n) {
     const int row = n / (kTileCols / 4) * SPLITS + split, col = n % (kTileCols / 4) * 4;
-    const T *line = window + (row + j) * Shape::stride + col * Shape::channels + 2 * lane;
-    const T *grad = grads + row * Shape::grad_stride + col * Shape::channels + 2 * lane;
+    const T* line = window + (row + j) * Shape::stride + col * Shape::channels + 2 * lane;
+    const T* grad = grads + row * Shape::grad_stride + col * Shape::channels + 2 * lane;
     Pair g[4], v[K + 3];
 #pragma unroll
     for (int p = 0; p < 4; ++p) g[p] = load_pair(grad + p * Shape::channels);
@@ -119,8 +120,7 @@ __device__ __forceinline__ void sum_positions(float *dmul, float *dadd, int sum_
 
 // dlogits = a · (da − Σ_t a·da), in place of the weights; the sum over rows of taps goes through `row_sums`.
 template <int K>
-__device__ __forceinline__ void softmax_backward(float (&da)[4][K], float *weights, float *row_sums, int pixel,
-                                                 int j) {
+__device__ __forceinline__ void softmax_backward(float (&da)[4][K], float* weights, float* row_sums, int pixel, int j) {
   Pack<float, 4> w[K], dot = {};
 #pragma unroll
   for (int i = 0; i < K; ++i) {
@@ -147,8 +147,8 @@ __device__ __forceinline__ void softmax_backward(float (&da)[4][K], float *weigh
 
 // The tile's logit gradients to global memory, by the lanes that read the logits.
 template <typename T, int K, int THREADS>
-__device__ __forceinline__ void write_dlogits(T *__restrict__ dlogits, const float *weights, const Layout &m,
-                                              const Tile &tile, int head) {
+__device__ __forceinline__ void write_dlogits(T* __restrict__ dlogits, const float* weights, const Layout& m,
+                                              const Tile& tile, int head) {
   constexpr int TAPS = K * K;
   const int lane = threadIdx.x % kLanesPerPixel;
 #pragma unroll 1
@@ -166,17 +166,17 @@ template <typename T, int K, bool MUL>
 __global__ void __launch_bounds__(GradientShape<T, K>::threads, 2) gradient_kernel(GradientArgs<T> args) {
   using Shape = GradientShape<T, K>;
   constexpr int TAPS = Shape::taps, CHANNELS = Shape::channels, THREADS = Shape::threads, R = K / 2;
-  const Layout &m = args.layout;
+  const Layout& m = args.layout;
   const int sum_stride = Shape::padded_channels(m.head_channels);
   const int ghosts = args.partial ? 1 + MUL : 0, sums = TAPS * sum_stride;
   CU_SHARED(Tile, tile, [1]);
   CU_DYNAMIC_SHARED(memory);
-  float *const weights = memory.take<float>(Shape::weight_floats);
-  float *const row_sums = memory.take<float>(Shape::row_sum_floats);
-  float *const mul = memory.take<float>(MUL ? Shape::mul_floats : 0);
+  float* const weights = memory.take<float>(Shape::weight_floats);
+  float* const row_sums = memory.take<float>(Shape::row_sum_floats);
+  float* const mul = memory.take<float>(MUL ? Shape::mul_floats : 0);
   float *const dmul = memory.take<float>(ghosts * sums), *const dadd = dmul + (MUL ? sums : 0);
-  T *const window = memory.take<T>(Shape::rows * Shape::stride);
-  T *const grads = memory.take<T>(kTileRows * Shape::grad_stride);
+  T* const window = memory.take<T>(Shape::rows * Shape::stride);
+  T* const grads = memory.take<T>(kTileRows * Shape::grad_stride);
 
   const int head = blockIdx.x % m.heads, slot = blockIdx.x / m.heads, slots = gridDim.x / m.heads;
   // Eight rows of the tile times four rows of taps in a warp read eleven rows of the window.

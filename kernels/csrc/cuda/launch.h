@@ -27,11 +27,11 @@ struct Gradients {
 // Bytes of scratch memory that `backward` needs: one number per position and head, and partial sums of the ghost
 // gradients that are bounded by `kPartialBytes` (or by one copy of them where that alone is larger).
 constexpr size_t kPartialBytes = size_t(8) << 20;
-size_t workspace_bytes(const Problem &problem, Type type, bool ghost_mul, bool ghost_add);
+size_t workspace_bytes(const Problem& problem, Type type, bool ghost_mul, bool ghost_add);
 
 // Both enqueue on `stream` (a cudaStream_t) and return null, or CUDA's description of what went wrong.
-const char *forward(const Problem &problem, Type type, const Inputs &in, void *out, void *stream);
-const char *backward(const Problem &problem, Type type, const void *grad_out, const Inputs &in, const Gradients &grads,
-                     void *workspace, void *stream);
+const char* forward(const Problem& problem, Type type, const Inputs& in, void* out, void* stream);
+const char* backward(const Problem& problem, Type type, const void* grad_out, const Inputs& in, const Gradients& grads,
+                     void* workspace, void* stream);
 
 }  // namespace elsa::cuda

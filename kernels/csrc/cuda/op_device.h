@@ -25,35 +25,37 @@ inline cuda::Type storage_type(ScalarType type) {
   }
 }
 
-inline cuda::Problem sizes(const Problem &p) {
+inline cuda::Problem sizes(const Problem& p) {
   return {p.batch, p.height, p.width, p.channels, p.heads, p.kernel, p.dilation};
 }
 
-inline OptionalTensor contiguous_or_none(const OptionalTensor &tensor) {
+inline OptionalTensor contiguous_or_none(const OptionalTensor& tensor) {
   return tensor ? OptionalTensor(contiguous(*tensor)) : std::nullopt;
 }
-inline const void *data_or_null(const OptionalTensor &tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
+inline const void* data_or_null(const OptionalTensor& tensor) {
+  return tensor ? tensor->const_data_ptr() : nullptr;
+}
 
-inline Tensor new_tensor(const Tensor &like, const std::vector<int64_t> &shape, ScalarType type) {
+inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
   return torch::stable::new_empty(like, shape, type);
 }
 
 // What is absent has a gradient without elements.
-inline Tensor new_ghost_gradient(const Tensor &value, const Problem &p, bool present) {
+inline Tensor new_ghost_gradient(const Tensor& value, const Problem& p, bool present) {
   const ScalarType type = accumulation_type(value.scalar_type());
   if (!present) return new_tensor(value, {0}, type);
   if (p.batch == 0) return torch::stable::new_zeros(value, std::vector<int64_t>{p.channels, p.taps}, type);
   return new_tensor(value, {p.channels, p.taps}, type);
 }
 
-inline void check_launch(const char *error) {
+inline void check_launch(const char* error) {
   if (error) refuse("the CUDA kernel could not be launched: ", error);
 }
 
 // `stream` is called once the arguments are known to be good.
 template <class Stream>
-Tensor forward(const Tensor &value, const Tensor &logits, const OptionalTensor &ghost_mul,
-               const OptionalTensor &ghost_add, int64_t num_heads, int64_t kernel_size, int64_t dilation,
+Tensor forward(const Tensor& value, const Tensor& logits, const OptionalTensor& ghost_mul,
+               const OptionalTensor& ghost_add, int64_t num_heads, int64_t kernel_size, int64_t dilation,
                Stream stream) {
   const Problem p = check_forward(value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation);
   const Tensor v = contiguous(value), l = contiguous(logits);
@@ -66,8 +68,8 @@ Tensor forward(const Tensor &value, const Tensor &logits, const OptionalTensor &
 }
 
 template <class Stream>
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor &grad_out, const Tensor &value, const Tensor &logits,
-                                                    const OptionalTensor &ghost_mul, const OptionalTensor &ghost_add,
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor& value, const Tensor& logits,
+                                                    const OptionalTensor& ghost_mul, const OptionalTensor& ghost_add,
                                                     int64_t num_heads, int64_t kernel_size, int64_t dilation,
                                                     Stream stream) {
   const Problem p = check_backward(grad_out, value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation);
@@ -84,8 +86,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor &grad_out, cons
   const cuda::Inputs in{v.const_data_ptr(), l.const_data_ptr(), data_or_null(mul), data_or_null(add)};
   const cuda::Gradients grads{dvalue.mutable_data_ptr(), dlogits.mutable_data_ptr(),
                               mul ? dmul.mutable_data_ptr() : nullptr, add ? dadd.mutable_data_ptr() : nullptr};
-  check_launch(
-      cuda::backward(sizes(p), type, g.const_data_ptr(), in, grads, workspace.mutable_data_ptr(), stream()));
+  check_launch(cuda::backward(sizes(p), type, g.const_data_ptr(), in, grads, workspace.mutable_data_ptr(), stream()));
   return {dvalue, dlogits, dmul, dadd};
 }
 

@@ -10,8 +10,8 @@ constexpr int kReduceColumns = 32, kReduceGroups = 8;
 
 // out[n] = Σ_slot partial[slot · stride + n]; a block owns 32 columns, eight groups share the slots.
 template <typename A>
-__global__ void __launch_bounds__(kReduceColumns *kReduceGroups)
-    reduce_kernel(const A *__restrict__ partial, A *__restrict__ out, int64_t count, int64_t stride, int slots) {
+__global__ void __launch_bounds__(kReduceColumns* kReduceGroups)
+    reduce_kernel(const A* __restrict__ partial, A* __restrict__ out, int64_t count, int64_t stride, int slots) {
   CU_SHARED(A, sums, [kReduceGroups][kReduceColumns]);
   const int column = threadIdx.x % kReduceColumns, group = threadIdx.x / kReduceColumns;
   const int64_t n = int64_t(blockIdx.x) * kReduceColumns + column;

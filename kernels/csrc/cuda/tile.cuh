@@ -29,7 +29,7 @@ struct Tile {
   int phase_y, phase_x, y0, x0;
 };
 
-__device__ __forceinline__ Tile locate_tile(const Layout &m, int index) {
+__device__ __forceinline__ Tile locate_tile(const Layout& m, int index) {
   Tile tile;
   tile.x0 = index % m.tiles_x * kTileCols;
   index /= m.tiles_x;
@@ -43,7 +43,7 @@ __device__ __forceinline__ Tile locate_tile(const Layout &m, int index) {
 }
 
 // Index of a position (in phase coordinates relative to the tile) among all positions of the batch, or -1 outside.
-__device__ __forceinline__ int64_t position(const Layout &m, const Tile &tile, int row, int col) {
+__device__ __forceinline__ int64_t position(const Layout& m, const Tile& tile, int row, int col) {
   const int y = (tile.y0 + row) * m.dilation + tile.phase_y, x = (tile.x0 + col) * m.dilation + tile.phase_x;
   if (y < 0 || y >= m.height || x < 0 || x >= m.width) return -1;
   return (tile.image * m.height + y) * m.width + x;
@@ -53,7 +53,7 @@ __device__ __forceinline__ int64_t position(const Layout &m, const Tile &tile, i
 // what lies outside the map or beyond the channels becomes zero. STRIDE is the distance of rows there; a pixel holds
 // CHANNELS elements. Rows need only be aligned to ALIGN bytes.
 template <typename T, int ROWS, int COLS, int CHANNELS, int STRIDE, int ALIGN, int THREADS>
-__device__ __forceinline__ void load_window(T *window, const T *__restrict__ map, const Layout &m, const Tile &tile,
+__device__ __forceinline__ void load_window(T* window, const T* __restrict__ map, const Layout& m, const Tile& tile,
                                             int row0, int col0, int first, int channels) {
   if (m.vectors) {
     constexpr int N = 16 / sizeof(T), PER_PIXEL = CHANNELS / N, PART = ALIGN / sizeof(T);
@@ -91,8 +91,8 @@ __device__ __forceinline__ void load_window(T *window, const T *__restrict__ map
 // Softmax over the taps of every pixel of the tile into shared memory, eight lanes per pixel; pixels outside the map
 // get zeros. `lse` (log of the sum of exponentials, one number per position and head) is written where it is not null.
 template <typename T, int K, int THREADS>
-__device__ __forceinline__ void softmax_tile(float *weights, const T *__restrict__ logits, const Layout &m,
-                                             const Tile &tile, int head, float *__restrict__ lse) {
+__device__ __forceinline__ void softmax_tile(float* weights, const T* __restrict__ logits, const Layout& m,
+                                             const Tile& tile, int head, float* __restrict__ lse) {
   constexpr int TAPS = K * K, PER_LANE = (TAPS + kLanesPerPixel - 1) / kLanesPerPixel;
   static_assert(THREADS % 32 == 0 && kTilePixels % 4 == 0, "the four pixels of a warp are all in the tile or none");
   const int lane = threadIdx.x % kLanesPerPixel;
@@ -130,8 +130,8 @@ __device__ __forceinline__ void softmax_tile(float *weights, const T *__restrict
 // The same array for the transposed operator: entry [t'][q] is the softmax weight with which pixel p = q + offset(t')
 // of the map looks at q, by its own tap t = K² − 1 − t'. Every such logit is used by one q only, so each is read once.
 template <typename T, int K, int THREADS>
-__device__ __forceinline__ void transposed_softmax_tile(float *weights, const T *__restrict__ logits, const Layout &m,
-                                                        const Tile &tile, int head, const float *__restrict__ lse) {
+__device__ __forceinline__ void transposed_softmax_tile(float* weights, const T* __restrict__ logits, const Layout& m,
+                                                        const Tile& tile, int head, const float* __restrict__ lse) {
   constexpr int TAPS = K * K, R = K / 2, COLS = kTileCols + K - 1, PIXELS = (kTileRows + K - 1) * COLS;
   const int lane = threadIdx.x % kLanesPerPixel;
 #pragma unroll 1
@@ -153,7 +153,7 @@ __device__ __forceinline__ void transposed_softmax_tile(float *weights, const T 
 // Ghost weights of `channels` channels from `first` on, from (C, K²) to [tap][CHANNELS + PAD] in shared memory, zeros
 // where there is none. FLIP reverses the taps, for the transposed operator.
 template <int K, int CHANNELS, int PAD, bool FLIP, int THREADS>
-__device__ __forceinline__ void load_ghost(float *shared, const float *__restrict__ ghost, int first, int channels) {
+__device__ __forceinline__ void load_ghost(float* shared, const float* __restrict__ ghost, int first, int channels) {
   constexpr int TAPS = K * K;
 #pragma unroll 1
   for (int n = threadIdx.x; n < TAPS * CHANNELS; n += THREADS) {

@@ -19,10 +19,10 @@
 #ifdef __SANITIZE_THREAD__
 #include <sanitizer/tsan_interface.h>
 extern "C" {
-void AnnotateIgnoreReadsBegin(const char *, int);
-void AnnotateIgnoreReadsEnd(const char *, int);
-void AnnotateIgnoreWritesBegin(const char *, int);
-void AnnotateIgnoreWritesEnd(const char *, int);
+void AnnotateIgnoreReadsBegin(const char*, int);
+void AnnotateIgnoreReadsEnd(const char*, int);
+void AnnotateIgnoreWritesBegin(const char*, int);
+void AnnotateIgnoreWritesEnd(const char*, int);
 }
 #endif
 
@@ -34,13 +34,13 @@ struct Fiber {
 #ifdef CUEMU_UCONTEXT
   ucontext_t context{};
 #else
-  void *stack_pointer = nullptr;
+  void* stack_pointer = nullptr;
 #endif
   void *stack = nullptr, *fake_stack = nullptr, *tsan = nullptr;
 };
 
 #ifndef CUEMU_UCONTEXT
-extern "C" void cuemu_switch(void **save, void *to);
+extern "C" void cuemu_switch(void** save, void* to);
 asm(R"(.section .text.cuemu_switch,"axG",@progbits,cuemu_switch,comdat
 .weak cuemu_switch
 .type cuemu_switch,@function
@@ -54,13 +54,13 @@ cuemu_switch:
 #endif
 
 // `to_main`: the fiber that is switched to runs on the operating system's stack.
-inline void switch_fiber(Fiber &from, Fiber &to, bool from_main, bool to_main) {
+inline void switch_fiber(Fiber& from, Fiber& to, bool from_main, bool to_main) {
 #ifdef __SANITIZE_ADDRESS__
-  static const void *main_stack;
+  static const void* main_stack;
   static size_t main_size;
   if (from_main && !main_stack) {
     pthread_attr_t attributes;
-    void *base;
+    void* base;
     pthread_getattr_np(pthread_self(), &attributes);
     pthread_attr_getstack(&attributes, &base, &main_size);
     main_stack = base;
@@ -91,7 +91,7 @@ inline void fiber_started() {
 }
 
 // Gives the fiber a fresh start at `entry`, which must not return.
-inline void prepare_fiber(Fiber &f, void (*entry)()) {
+inline void prepare_fiber(Fiber& f, void (*entry)()) {
   if (!f.stack) {
     f.stack = mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (f.stack == MAP_FAILED) throw std::bad_alloc();
@@ -108,8 +108,8 @@ inline void prepare_fiber(Fiber &f, void (*entry)()) {
   makecontext(&f.context, entry, 0);
 #else
   // What cuemu_switch pops: six registers, then the address to return to; the stack aligned as after a call.
-  void **top = reinterpret_cast<void **>((reinterpret_cast<uintptr_t>(f.stack) + kStack) & ~uintptr_t(15)) - 2;
-  top[0] = reinterpret_cast<void *>(entry), top[1] = nullptr;
+  void** top = reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(f.stack) + kStack) & ~uintptr_t(15)) - 2;
+  top[0] = reinterpret_cast<void*>(entry), top[1] = nullptr;
   for (int i = 1; i <= 6; ++i) top[-i] = nullptr;
   f.stack_pointer = top - 6;
 #endif
@@ -133,14 +133,14 @@ struct Loud {
 };
 
 // Happens-before edges for TSan: what was written before release(tag) is seen after acquire(tag).
-inline void release(void *tag) {
+inline void release(void* tag) {
 #ifdef __SANITIZE_THREAD__
   __tsan_release(tag);
 #else
   (void)tag;
 #endif
 }
-inline void acquire(void *tag) {
+inline void acquire(void* tag) {
 #ifdef __SANITIZE_THREAD__
   __tsan_acquire(tag);
 #else
@@ -148,14 +148,14 @@ inline void acquire(void *tag) {
 #endif
 }
 
-inline void poison(void *p, size_t n) {
+inline void poison(void* p, size_t n) {
 #ifdef __SANITIZE_ADDRESS__
   ASAN_POISON_MEMORY_REGION(p, n);
 #else
   (void)p, (void)n;
 #endif
 }
-inline void unpoison(void *p, size_t n) {
+inline void unpoison(void* p, size_t n) {
 #ifdef __SANITIZE_ADDRESS__
   ASAN_UNPOISON_MEMORY_REGION(p, n);
 #else

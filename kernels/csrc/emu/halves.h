@@ -22,7 +22,9 @@ inline float cuemu_float(uint32_t u) {
   return x;
 }
 
-inline float __bfloat162float(__nv_bfloat16 h) { return cuemu_float(uint32_t(h.bits) << 16); }
+inline float __bfloat162float(__nv_bfloat16 h) {
+  return cuemu_float(uint32_t(h.bits) << 16);
+}
 inline __nv_bfloat16 __float2bfloat16_rn(float x) {
   if (x != x) return {0x7fff};
   const uint32_t u = cuemu_bits(x);

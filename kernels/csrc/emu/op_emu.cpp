@@ -6,15 +6,17 @@ namespace {
 
 using device::OptionalTensor;
 
-void *no_stream() { return nullptr; }
+void* no_stream() {
+  return nullptr;
+}
 
-Tensor forward(const Tensor &value, const Tensor &logits, const OptionalTensor &ghost_mul,
-               const OptionalTensor &ghost_add, int64_t num_heads, int64_t kernel_size, int64_t dilation) {
+Tensor forward(const Tensor& value, const Tensor& logits, const OptionalTensor& ghost_mul,
+               const OptionalTensor& ghost_add, int64_t num_heads, int64_t kernel_size, int64_t dilation) {
   return device::forward(value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation, no_stream);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor &grad_out, const Tensor &value, const Tensor &logits,
-                                                    const OptionalTensor &ghost_mul, const OptionalTensor &ghost_add,
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor& value, const Tensor& logits,
+                                                    const OptionalTensor& ghost_mul, const OptionalTensor& ghost_add,
                                                     int64_t num_heads, int64_t kernel_size, int64_t dilation) {
   return device::backward(grad_out, value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation, no_stream);
 }

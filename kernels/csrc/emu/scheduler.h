@@ -5,7 +5,7 @@
 namespace cuemu {
 
 // A thread has returned: its warp and its block go on without it, or must not.
-inline void retire(Machine &m, Thread &t) {
+inline void retire(Machine& m, Thread& t) {
   t.state = State::done;
   --m.live, ++m.exited;
   m.warps[t.warp].live &= ~(1u << t.lane);
@@ -20,11 +20,11 @@ inline void retire(Machine &m, Thread &t) {
 }
 
 inline void thread_main() {
-  Machine &m = machine();
+  Machine& m = machine();
   fiber_started();
   for (;;) {
     Quiet quiet;
-    Thread *t = m.current;
+    Thread* t = m.current;
     acquire(&m.start_tag);
     try {
       Loud loud;
@@ -38,7 +38,7 @@ inline void thread_main() {
   }
 }
 
-inline void start_threads(Machine &m) {
+inline void start_threads(Machine& m) {
   const unsigned n = m.count;
   m.live = n, m.arrived = m.exited = 0, m.predicate = 0;
   m.warps.assign((n + kWarp - 1) / kWarp, Warp{});
@@ -50,7 +50,7 @@ inline void start_threads(Machine &m) {
   }
   m.threads.resize(n);
   for (unsigned i = 0; i < n; ++i) {
-    Thread &t = *(m.threads[i] = m.pool[first + i].get());
+    Thread& t = *(m.threads[i] = m.pool[first + i].get());
     t.state = State::ready, t.lane = i % kWarp, t.warp = i / kWarp;
     t.index = {i % m.block_size.x, i / m.block_size.x % m.block_size.y, i / (m.block_size.x * m.block_size.y)};
     m.warps[t.warp].live |= 1u << t.lane;
@@ -58,22 +58,22 @@ inline void start_threads(Machine &m) {
   release(&m.start_tag);
 }
 
-inline std::exception_ptr deadlock(const Machine &m) {
+inline std::exception_ptr deadlock(const Machine& m) {
   std::string text = "cuemu: deadlock: " + std::to_string(m.arrived) + " of " + std::to_string(m.live) +
                      " live threads at __syncthreads" + at_line(m.barrier_line);
-  for (const Warp &w : m.warps) {
-    for (const Rendezvous &r : w.open) text += "; warp operation" + at_line(r.line);
+  for (const Warp& w : m.warps) {
+    for (const Rendezvous& r : w.open) text += "; warp operation" + at_line(r.line);
   }
   return std::make_exception_ptr(Error(text));
 }
 
-inline void run_block(Machine &m) {
+inline void run_block(Machine& m) {
   start_threads(m);
   if (options().order == Options::shuffled) std::shuffle(m.order.begin(), m.order.end(), m.random);
   while (m.live && !m.error) {
     bool ran = false;
     for (unsigned i : m.order) {
-      Thread &t = *m.threads[i];
+      Thread& t = *m.threads[i];
       if (t.state != State::ready) continue;
       ran = true;
       m.current = &t;
@@ -85,9 +85,9 @@ inline void run_block(Machine &m) {
 }
 
 template <class... P, class... A>
-void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, void *, A &&...args) {
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, void*, A&&... args) {
   Quiet quiet;
-  Machine &m = machine();
+  Machine& m = machine();
   const unsigned n = block.x * block.y * block.z;
   if (!n || n > 1024 || block.z > 64) throw Error("cuemu: bad block size");
   if (!grid.x || grid.x > 0x7fffffffu || !grid.y || !grid.z || grid.y > 65535 || grid.z > 65535) {
@@ -118,7 +118,7 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, void *, 
   m.arenas.clear(), m.arena = nullptr;
 #endif
   if (!m.error) return;
-  for (auto &t : m.pool) {  // abandon what was suspended
+  for (auto& t : m.pool) {  // abandon what was suspended
     if (t->state == State::done) continue;
     prepare_fiber(*t, thread_main);
     t->state = State::done;

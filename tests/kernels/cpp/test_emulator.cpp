@@ -8,7 +8,7 @@
 namespace {
 
 int failures = 0;
-void expect(bool condition, int line, const char *text) {
+void expect(bool condition, int line, const char* text) {
   if (condition) return;
   std::printf("FAILED line %d: %s\n", line, text);
   ++failures;
@@ -17,9 +17,9 @@ void expect(bool condition, int line, const char *text) {
 
 constexpr unsigned kAll = 0xffffffffu;
 
-__global__ void warp_operations(int *out) {
+__global__ void warp_operations(int* out) {
   const int t = int(threadIdx.x);
-  int *r = out + t * 10;
+  int* r = out + t * 10;
   r[0] = __shfl_sync(kAll, t, 3);
   r[1] = __shfl_sync(kAll, t, 1, 8);
   r[2] = __shfl_up_sync(kAll, t, 2);
@@ -31,7 +31,7 @@ __global__ void warp_operations(int *out) {
   r[8] = int(__ballot_sync(kAll, t % 3 == 0));
   r[9] = __syncthreads_count(t % 2);
 }
-__global__ void half_warps(int *out) {
+__global__ void half_warps(int* out) {
   const int t = int(threadIdx.x);
   int v = t;
   if (t < 16) {
@@ -41,53 +41,53 @@ __global__ void half_warps(int *out) {
   }
   out[t] = v;
 }
-__global__ void reverse(int *out, int n, int overrun) {
+__global__ void reverse(int* out, int n, int overrun) {
   CU_DYNAMIC_SHARED(memory);
-  int *const s = memory.take<int>(size_t(n));
+  int* const s = memory.take<int>(size_t(n));
   s[int(threadIdx.x) + (int(threadIdx.x) == n - 1 ? overrun : 0)] = int(threadIdx.x);
   __syncthreads();
   out[blockIdx.x * blockDim.x + threadIdx.x] = s[n - 1 - int(threadIdx.x)];
 }
-__global__ void identities(long *out) {
+__global__ void identities(long* out) {
   const long block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * long(blockIdx.z));
   const long thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * long(threadIdx.z));
   out[block * blockDim.x * blockDim.y * blockDim.z + thread] = block * 1000 + thread;
 }
-__global__ void bad_mask(int *out) {
+__global__ void bad_mask(int* out) {
   if (threadIdx.x == 5) out[0] = __shfl_sync(1u, 1, 0);
 }
-__global__ void divergent_barrier(int *) {
+__global__ void divergent_barrier(int*) {
   if (threadIdx.x < 32) {
     __syncthreads();
   } else {
     __syncthreads();
   }
 }
-__global__ void divergent_warp(int *out) {
+__global__ void divergent_warp(int* out) {
   if (threadIdx.x < 16) {
     out[threadIdx.x] = __shfl_sync(kAll, 1, 0);
   } else {
     out[threadIdx.x] = __shfl_sync(kAll, 2, 0);
   }
 }
-__global__ void missing_lanes(int *out) {
+__global__ void missing_lanes(int* out) {
   if (threadIdx.x < 16) out[threadIdx.x] = __shfl_sync(kAll, 1, 0);
   __syncthreads();
 }
-__global__ void too_much_shared(int *out) {
+__global__ void too_much_shared(int* out) {
   CU_SHARED(int, big, [60000]);
   out[0] = big[0];
 }
-__global__ void uninitialised(float *out) {
+__global__ void uninitialised(float* out) {
   CU_SHARED(float, s, [32]);
   out[threadIdx.x] = s[threadIdx.x];
 }
-__global__ void early_return(int *out) {
+__global__ void early_return(int* out) {
   if (threadIdx.x > 3) return;
   __syncthreads();
   out[threadIdx.x] = 1;
 }
-__global__ void race(int *out) {
+__global__ void race(int* out) {
   CU_SHARED(int, s, [1]);
   if (threadIdx.x == 0) s[0] = 1;
   out[threadIdx.x] = s[0];
@@ -97,12 +97,14 @@ template <class Call>
 std::string error_of(Call call) {
   try {
     call();
-  } catch (const cuemu::Error &e) {
+  } catch (const cuemu::Error& e) {
     return e.what();
   }
   return "";
 }
-bool has(const std::string &text, const char *part) { return text.find(part) != std::string::npos; }
+bool has(const std::string& text, const char* part) {
+  return text.find(part) != std::string::npos;
+}
 
 int out[1024 * 10];
 
@@ -164,8 +166,8 @@ void test_halves() {
     if (__half2float(h) == __half2float(h)) EXPECT(__float2half_rn(__half2float(h)).bits == bits);
     if (__bfloat162float(b) == __bfloat162float(b)) EXPECT(__float2bfloat16_rn(__bfloat162float(b)).bits == bits);
   }
-  EXPECT(__float2half_rn(1.00048828125f).bits == 0x3c00);   // ties to even: down
-  EXPECT(__float2half_rn(1.00146484375f).bits == 0x3c02);   // and up
+  EXPECT(__float2half_rn(1.00048828125f).bits == 0x3c00);  // ties to even: down
+  EXPECT(__float2half_rn(1.00146484375f).bits == 0x3c02);  // and up
   EXPECT(__float2half_rn(65519.f).bits == 0x7bff && __float2half_rn(65520.f).bits == 0x7c00);
   EXPECT(__float2half_rn(2.9802322e-8f).bits == 0 && __float2half_rn(3.1e-8f).bits == 1);
   EXPECT(__float2bfloat16_rn(1.00390625f).bits == 0x3f80 && __float2bfloat16_rn(1.01171875f).bits == 0x3f82);
@@ -173,7 +175,7 @@ void test_halves() {
 
 }  // namespace
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   const std::string fault = argc > 1 ? argv[1] : "";
   if (fault == "overrun") CU_LAUNCH(reverse, 1, 64, 64 * sizeof(int), nullptr, out, 64, 1);
   if (fault == "race") CU_LAUNCH(race, 1, 64, 0, nullptr, out);

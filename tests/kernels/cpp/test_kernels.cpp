@@ -24,17 +24,17 @@ struct Case {
 };
 
 const Case kCases[] = {
-    {Type::f32, 1, 9, 18, 2, 32, 7, 1, false, true},   // a tile and a bit, as in the released models
-    {Type::bf16, 1, 9, 5, 1, 32, 5, 1, true, true},    // narrower than a tile
-    {Type::f16, 1, 7, 5, 2, 16, 3, 2, true, true},     // four phases
-    {Type::f32, 2, 1, 1, 3, 5, 7, 1, true, true},      // one position, no vectors
-    {Type::f64, 1, 4, 5, 2, 3, 3, 1, true, true},      // the generic kernels
-    {Type::f32, 1, 3, 2, 1, 40, 5, 4, true, false},    // dilation beyond the map, two chunks of channels
-    {Type::f32, 1, 5, 6, 2, 4, 3, 1, false, false},    // no ghost
-    {Type::f32, 2, 3, 4, 2, 3, 9, 1, true, true},      // generic kernel size
-    {Type::bf16, 1, 3, 3, 1, 33, 9, 1, true, true},    // the same, two chunks of channels
-    {Type::f16, 1, 2, 3, 1, 2, 1, 3, false, true},     // one tap
-    {Type::f32, 3, 8, 17, 1, 8, 3, 1, false, true},    // several images and tiles
+    {Type::f32, 1, 9, 18, 2, 32, 7, 1, false, true},  // a tile and a bit, as in the released models
+    {Type::bf16, 1, 9, 5, 1, 32, 5, 1, true, true},   // narrower than a tile
+    {Type::f16, 1, 7, 5, 2, 16, 3, 2, true, true},    // four phases
+    {Type::f32, 2, 1, 1, 3, 5, 7, 1, true, true},     // one position, no vectors
+    {Type::f64, 1, 4, 5, 2, 3, 3, 1, true, true},     // the generic kernels
+    {Type::f32, 1, 3, 2, 1, 40, 5, 4, true, false},   // dilation beyond the map, two chunks of channels
+    {Type::f32, 1, 5, 6, 2, 4, 3, 1, false, false},   // no ghost
+    {Type::f32, 2, 3, 4, 2, 3, 9, 1, true, true},     // generic kernel size
+    {Type::bf16, 1, 3, 3, 1, 33, 9, 1, true, true},   // the same, two chunks of channels
+    {Type::f16, 1, 2, 3, 1, 2, 1, 3, false, true},    // one tap
+    {Type::f32, 3, 8, 17, 1, 8, 3, 1, false, true},   // several images and tiles
 };
 
 float half_round(float x, Type type) {
@@ -42,7 +42,9 @@ float half_round(float x, Type type) {
   if (type == Type::bf16) return __bfloat162float(__float2bfloat16_rn(x));
   return x;
 }
-size_t size_of(Type type) { return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2; }
+size_t size_of(Type type) {
+  return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2;
+}
 
 // An exact-size device buffer of one of the storage types, filled from (or with 0xff: NaN) and read back as doubles.
 struct Buffer {
@@ -52,19 +54,19 @@ struct Buffer {
   Buffer(Type t, size_t n) : type(t), count(n), bytes(new unsigned char[n * size_of(t)]) {
     std::memset(bytes.get(), 0xff, n * size_of(t));
   }
-  Buffer(Type t, const Numbers &x) : Buffer(t, x.size()) {
+  Buffer(Type t, const Numbers& x) : Buffer(t, x.size()) {
     for (size_t i = 0; i < count; ++i) {
-      if (type == Type::f64) reinterpret_cast<double *>(bytes.get())[i] = x[i];
-      if (type == Type::f32) reinterpret_cast<float *>(bytes.get())[i] = float(x[i]);
-      if (type == Type::f16) reinterpret_cast<__half *>(bytes.get())[i] = __float2half_rn(float(x[i]));
-      if (type == Type::bf16) reinterpret_cast<__nv_bfloat16 *>(bytes.get())[i] = __float2bfloat16_rn(float(x[i]));
+      if (type == Type::f64) reinterpret_cast<double*>(bytes.get())[i] = x[i];
+      if (type == Type::f32) reinterpret_cast<float*>(bytes.get())[i] = float(x[i]);
+      if (type == Type::f16) reinterpret_cast<__half*>(bytes.get())[i] = __float2half_rn(float(x[i]));
+      if (type == Type::bf16) reinterpret_cast<__nv_bfloat16*>(bytes.get())[i] = __float2bfloat16_rn(float(x[i]));
     }
   }
   double operator[](size_t i) const {
-    if (type == Type::f64) return reinterpret_cast<const double *>(bytes.get())[i];
-    if (type == Type::f32) return double(reinterpret_cast<const float *>(bytes.get())[i]);
-    if (type == Type::f16) return double(__half2float(reinterpret_cast<const __half *>(bytes.get())[i]));
-    return double(__bfloat162float(reinterpret_cast<const __nv_bfloat16 *>(bytes.get())[i]));
+    if (type == Type::f64) return reinterpret_cast<const double*>(bytes.get())[i];
+    if (type == Type::f32) return double(reinterpret_cast<const float*>(bytes.get())[i]);
+    if (type == Type::f16) return double(__half2float(reinterpret_cast<const __half*>(bytes.get())[i]));
+    return double(__bfloat162float(reinterpret_cast<const __nv_bfloat16*>(bytes.get())[i]));
   }
 };
 
@@ -73,14 +75,14 @@ struct Data {
 };
 
 // Everything from its definition: out, and by the chain rule the four gradients.
-void compute(const Case &c, Data &d) {
+void compute(const Case& c, Data& d) {
   const int64_t channels = c.heads * c.head_channels, taps = c.kernel * c.kernel, half = c.kernel / 2;
   for (int64_t b = 0; b < c.batch; ++b)
     for (int64_t y = 0; y < c.height; ++y)
       for (int64_t x = 0; x < c.width; ++x)
         for (int64_t g = 0; g < c.heads; ++g) {
           const int64_t p = (b * c.height + y) * c.width + x;
-          const double *logit = &d.logits[size_t((p * c.heads + g) * taps)];
+          const double* logit = &d.logits[size_t((p * c.heads + g) * taps)];
           Numbers a(taps), da(taps);
           double sum = 0, dot = 0;
           for (int64_t t = 0; t < taps; ++t) sum += a[t] = std::exp(logit[t]);
@@ -104,31 +106,36 @@ void compute(const Case &c, Data &d) {
         }
 }
 
-bool close(const Case &c, const char *name, const Buffer &got, const Numbers &expected) {
+bool close(const Case& c, const char* name, const Buffer& got, const Numbers& expected) {
   double worst = 0, largest = 1e-3;
   for (size_t i = 0; i < expected.size(); ++i) {
     const double error = std::fabs(got[i] - expected[i]);
     worst = std::isnan(error) ? std::numeric_limits<double>::infinity() : std::max(worst, error);
     largest = std::max(largest, std::fabs(expected[i]));
   }
-  const double allowed = got.type == Type::f64 ? 1e-12 : got.type == Type::f32 ? 1e-5 : got.type == Type::f16 ? 2e-3 : 1e-2;
+  const double allowed = got.type == Type::f64   ? 1e-12
+                         : got.type == Type::f32 ? 1e-5
+                         : got.type == Type::f16 ? 2e-3
+                                                 : 1e-2;
   if (worst <= allowed * largest) return true;
-  std::printf("WRONG %s: error %.2e of %.2e, type %d, %ldx%ldx%ld, %ld heads of %ld, K %ld, dilation %ld, ghosts %d%d\n",
-              name, worst, largest, int(c.type), long(c.batch), long(c.height), long(c.width), long(c.heads),
-              long(c.head_channels), long(c.kernel), long(c.dilation), c.mul, c.add);
+  std::printf(
+      "WRONG %s: error %.2e of %.2e, type %d, %ldx%ldx%ld, %ld heads of %ld, K %ld, dilation %ld, ghosts %d%d\n", name,
+      worst, largest, int(c.type), long(c.batch), long(c.height), long(c.width), long(c.heads), long(c.head_channels),
+      long(c.kernel), long(c.dilation), c.mul, c.add);
   return false;
 }
 
-bool run(const Case &c, std::mt19937 &random) {
+bool run(const Case& c, std::mt19937& random) {
   const Problem p{c.batch, c.height, c.width, c.heads * c.head_channels, c.heads, c.kernel, c.dilation};
   std::normal_distribution<float> normal;
   Data d;
-  auto draw = [&](Numbers &x, int64_t count, Type type) {
+  auto draw = [&](Numbers& x, int64_t count, Type type) {
     x.resize(size_t(count));
-    for (double &e : x) e = half_round(normal(random), type);
+    for (double& e : x) e = half_round(normal(random), type);
   };
   const Type acc = c.type == Type::f64 ? Type::f64 : Type::f32;
-  const int64_t values = p.pixels() * p.channels, logits = p.pixels() * p.heads * p.taps(), ghosts = p.channels * p.taps();
+  const int64_t values = p.pixels() * p.channels, logits = p.pixels() * p.heads * p.taps(),
+                ghosts = p.channels * p.taps();
   draw(d.value, values, c.type), draw(d.grad, values, c.type), draw(d.logits, logits, c.type);
   draw(d.mul, ghosts, acc), draw(d.add, ghosts, acc);
   d.out.resize(values), d.dvalue.resize(values), d.dlogits.resize(logits), d.dmul.resize(ghosts), d.dadd.resize(ghosts);
@@ -143,13 +150,13 @@ bool run(const Case &c, std::mt19937 &random) {
   const size_t scratch = elsa::cuda::workspace_bytes(p, c.type, c.mul, c.add);
   Buffer workspace(acc, scratch / size_of(acc));
   try {
-    const char *error = elsa::cuda::forward(p, c.type, in, out.bytes.get(), nullptr);
+    const char* error = elsa::cuda::forward(p, c.type, in, out.bytes.get(), nullptr);
     if (!error) error = elsa::cuda::backward(p, c.type, grad.bytes.get(), in, grads, workspace.bytes.get(), nullptr);
     if (error) {
       std::printf("ERROR %s\n", error);
       return false;
     }
-  } catch (const std::exception &e) {
+  } catch (const std::exception& e) {
     std::printf("CAUGHT %s\n", e.what());
     return false;
   }
@@ -162,11 +169,11 @@ bool run(const Case &c, std::mt19937 &random) {
 
 }  // namespace
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   const bool only_f32 = argc > 1 && !std::strcmp(argv[1], "f32");
   std::mt19937 random(1);
   int count = 0, bad = 0;
-  for (const Case &c : kCases) {
+  for (const Case& c : kCases) {
     if (only_f32 && c.type != Type::f32) continue;
     ++count;
     bad += !run(c, random);
