@@ -1,6 +1,6 @@
 """Static facts about the CUDA kernels, no GPU needed: registers, spills, shared memory, occupancy, bytes moved.
 
-    python scripts/cuda_report.py            # a Markdown table per architecture, as in docs/cuda.md
+    python scripts/cuda_report.py            # the Markdown table of docs/cuda.md
     python scripts/cuda_report.py --check    # also exit 1 on spills, local memory, fp64 instructions in float kernels
     python scripts/cuda_report.py --library PATH --check    # and on architectures that a built library lacks
 
@@ -122,15 +122,15 @@ def compile_unit(nvcc: str, cuobjdump: str, unit: str, arch: str, folder: Path) 
     cubin = folder / f"{unit}_{arch}.cubin"
     flags = ("-std=c++17", "-O3", "-cubin", f"-arch={arch}", "-Xptxas=-v", "-Werror", "all-warnings")
     log = command(nvcc, *flags, CUDA / f"launch_{unit}.cu", "-o", cubin, merge=True)
-    spills = {}
+    spills, static_shared = {}, {}
     for mangled, text in re.findall(r"entry function '(\w+)'.*?\n((?:.*\n)*?.*Used .*)", log):
         spills[mangled] = sum(int(n) for n in re.findall(r"(\d+) bytes spill", text))
+        static_shared[mangled] = sum(int(n) for n in re.findall(r"(\d+) bytes smem", text))
     kernels = {}
     for mangled, resources in re.findall(r"Function (\w+):\n\s+(.*)", command(cuobjdump, "-res-usage", cubin)):
         used = {key: int(n) for key, n in re.findall(r"(\w+):(\d+)", resources)}
-        # The driver keeps 1 KiB per block for itself on sm_90 and later, which cuobjdump counts as SHARED.
         kernel = Kernel(arch, *split_name(mangled), used["REG"], used["LOCAL"] + used["STACK"], spills[mangled])
-        kernel.static_shared = used["SHARED"]
+        kernel.static_shared = static_shared[mangled]
         kernels[mangled] = kernel
     read_sass(command(cuobjdump, "-sass", cubin), kernels)
     return list(kernels.values())
@@ -179,27 +179,37 @@ def bytes_moved(kernel: Kernel, tile: tuple[int, int]) -> tuple[float, float]:
     return 2 * row + 2 * logits + lse, (halo + 1) * row + 2 * logits + lse
 
 
-def print_tables(kernels: list[Kernel], shapes: dict, tile: tuple[int, int]) -> None:
-    for arch, device in DEVICES.items():
-        print(f"\n### {arch} ({device.name})\n")
-        print("| kernel | type | K | ghosts | registers | spills | shared KiB | threads | blocks/SM | occupancy "
-              "| bytes: least | asked for | ratio |")  # fmt: skip
-        print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
-        chosen = [kernel for kernel in kernels if kernel.arch == arch and kernel.specialised]
-        for kernel in sorted(chosen, key=lambda x: (x.role, list(UNITS).index(x.type), x.arguments[1], x.ghosts)):
-            threads, dynamic = shapes[kernel.type, kernel.arguments[1], kernel.name, kernel.ghosts]
-            blocks = occupancy(device, kernel.registers, threads, dynamic + 32)
-            least, asked = bytes_moved(kernel, tile)
-            cells = [
-                kernel.role, TYPE_NAMES[kernel.type], kernel.arguments[1], GHOSTS[kernel.ghosts], kernel.registers,
-                kernel.spills, f"{dynamic / 1024:.1f}", threads, blocks, f"{blocks * threads / 32 / device.warps:.0%}",
-                f"{least:.0f}", f"{asked:.0f}", f"{asked / least:.2f}",
-            ]  # fmt: skip
-            print(f"| {' | '.join(map(str, cells))} |")
-        print("\nGeneric kernels (no shared memory beyond 1 KiB, 256 threads):", end=" ")
-        generic = [kernel for kernel in kernels if kernel.arch == arch and not kernel.specialised]
-        print("; ".join(f"{x.name.removesuffix('_kernel')}<{', '.join(x.arguments)}> {x.registers} registers"
-                        + (f", {x.spills} bytes spilled" if x.spills else "") for x in generic))  # fmt: skip
+def print_table(kernels: list[Kernel], shapes: dict, tile: tuple[int, int]) -> None:
+    """One row per instantiation; what differs between architectures is listed in their order."""
+    devices = " / ".join(f"{device.name} ({arch})" for arch, device in DEVICES.items())
+    print(f"Registers, blocks per multiprocessor and occupancy: {devices}.\n")
+    print("| kernel | type | K | ghosts | registers | spills | shared KiB | threads | blocks | occupancy "
+          "| bytes: least | asked for | ratio |")  # fmt: skip
+    print("|---" * 13 + "|")
+    rows: dict[tuple, list[Kernel]] = {}
+    for kernel in kernels:
+        if kernel.specialised:
+            place = (kernel.role, list(UNITS).index(kernel.type), kernel.arguments[1], kernel.ghosts)
+            rows.setdefault(place, []).append(kernel)
+    for place in sorted(rows):
+        group = sorted(rows[place], key=lambda kernel: list(DEVICES).index(kernel.arch))
+        one = group[0]
+        threads, dynamic = shapes[one.type, one.arguments[1], one.name, one.ghosts]
+        blocks = [occupancy(DEVICES[x.arch], x.registers, threads, dynamic + x.static_shared) for x in group]
+        share = [f"{n * threads / 32 / DEVICES[x.arch].warps:.0%}" for n, x in zip(blocks, group, strict=True)]
+        least, asked = bytes_moved(one, tile)
+        cells = [
+            one.role, TYPE_NAMES[one.type], one.arguments[1], GHOSTS[one.ghosts],
+            " / ".join(str(x.registers) for x in group), sum(x.spills for x in group), f"{dynamic / 1024:.1f}", threads,
+            " / ".join(map(str, blocks)), " / ".join(share), f"{least:.0f}", f"{asked:.0f}", f"{asked / least:.2f}",
+        ]  # fmt: skip
+        print(f"| {' | '.join(map(str, cells))} |")
+    generic = [kernel for kernel in kernels if not kernel.specialised]
+    print(
+        f"\nGeneric kernels: {min(x.registers for x in generic)} to {max(x.registers for x in generic)} registers,",
+        end=" ",
+    )
+    print(f"at most {max(x.spills for x in generic)} bytes spilled around calls of 64-bit division, 256 threads.")
 
 
 def problems(kernels: list[Kernel], architectures: list[str]) -> list[str]:
@@ -209,9 +219,11 @@ def problems(kernels: list[Kernel], architectures: list[str]) -> list[str]:
         name = f"{kernel.arch} {kernel.name}<{', '.join(kernel.arguments)}>"
         if kernel.specialised and (kernel.spills or kernel.local or kernel.count("LDL", "STL")):
             found.append(f"{name}: {kernel.spills} bytes spilled, {kernel.local} bytes of local memory")
-        doubles = kernel.count("DFMA", "DADD", "DMUL", "DSETP", "DMNMX", "F2F.F64.F32", "F2F.F32.F64")
+        doubles = kernel.count("DFMA", "DADD", "DMUL", "DSETP") + sum(n for x, n in kernel.mix.items() if ".F64" in x)
         if doubles and kernel.type != "double":
             found.append(f"{name}: {doubles} double-precision instructions")
+        if kernel.type == "double" and not doubles:
+            found.append(f"{name}: no double-precision instruction was recognised")
         if not kernel.mix:
             found.append(f"{name}: no SASS was found")
     for arch in architectures:
@@ -236,7 +248,7 @@ def main() -> int:
         with ThreadPoolExecutor(arguments.jobs) as pool:
             results = pool.map(lambda pair: compile_unit(nvcc, cuobjdump, *pair, folder), work)
             kernels = [kernel for result in results for kernel in result]
-    print_tables(kernels, shapes, tile)
+    print_table(kernels, shapes, tile)
     found = problems(kernels, list(DEVICES))
     if arguments.library:
         held = set(re.findall(r"sm_\d+", command(cuobjdump, "-lelf", arguments.library)))
