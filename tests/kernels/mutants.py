@@ -60,6 +60,7 @@ MUTANTS = (
 )  # fmt: skip
 
 BUILDS = {"address": emulation.ASAN, "thread": emulation.TSAN}
+WORK = tempfile.TemporaryDirectory(prefix="elsa-mutants-")  # removed when the process ends
 
 
 def patch(mutant: Mutant, folder: Path) -> None:
@@ -78,7 +79,7 @@ def unchanged_objects(name: str) -> list[str]:
         emulation.CSRC / "cuda" / "launch.cu",
         *(emulation.CPP_TESTS / f"{x}.cpp" for x in ("only_f32", "test_kernels")),
     ]
-    return emulation.compile_objects(units, emulation.BUILD / f"mutants-{name}-{os.getpid()}", flags)
+    return emulation.compile_objects(units, Path(WORK.name) / name, flags)
 
 
 def build(folder: Path, name: str) -> Path:
@@ -119,7 +120,7 @@ def catch(mutant: Mutant | None, work: Path) -> str | None:
 
 
 def main() -> int:
-    work = Path(tempfile.mkdtemp()) / "sources"
+    work = Path(WORK.name) / "sources"
     clean = catch(None, work)
     print(f"{'clean sources':55} {clean or 'no report'}", flush=True)
     missed = 0
