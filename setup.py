@@ -1,11 +1,10 @@
 """Builds the compiled operator into ``elsa.kernels``; everything else about the package is in pyproject.toml.
 
-Three libraries from one tree:
+Two libraries from one tree (tests compile the CUDA sources for the CPU by themselves):
 
 ``_C``     operator schema and CPU kernels; wherever there are torch and a C++ compiler.
 ``_cuda``  CUDA kernels; where a toolkit is found that fits a CUDA build of torch (``ELSA_CUDA=auto|0|1``: 1 makes a
            missing toolkit an error; ``TORCH_CUDA_ARCH_LIST`` is honoured).
-``_emu``   the CUDA sources compiled for the CPU, for tests (``ELSA_EMU=1``); never part of a wheel.
 
 The package works without any of them, on the PyTorch reference. What was built, against which torch, and why the
 rest was not, is written to ``_build.json`` beside the libraries, for ``elsa.kernels.backend_info()`` to tell.
@@ -78,18 +77,6 @@ def cuda_obstacle(home: Path | None) -> str | None:
     return None
 
 
-def emulated_sources() -> list[str]:
-    """The emulator's files, and one C++ file per CUDA file that includes it, so that g++ compiles it."""
-    folder = Path("build/emulated")
-    (ROOT / folder).mkdir(parents=True, exist_ok=True)
-    wrappers = []
-    for source in sources("cuda", ".cu"):
-        wrapper = folder / f"{Path(source).stem}.cpp"
-        (ROOT / wrapper).write_text(f'#include "{(ROOT / source).as_posix()}"\n')
-        wrappers.append(str(wrapper))
-    return sources("emu", ".cpp") + wrappers
-
-
 def extensions() -> tuple[list[Extension], dict[str, str]]:
     """What to build, and the reasons why the rest is not."""
     wanted = os.environ.get("ELSA_CUDA", "auto")
@@ -117,10 +104,6 @@ def extensions() -> tuple[list[Extension], dict[str, str]]:
                 "elsa.kernels._cuda", sources("cuda", ".cpp", ".cu"), py_limited_api=True, extra_compile_args=flags
             )
         )
-    if os.environ.get("ELSA_EMU") == "1":
-        if "bdist_wheel" in sys.argv:
-            sys.exit("ELSA_EMU=1 is for tests: build it in place (pip install -e . --no-build-isolation)")
-        built.append(cpp("elsa.kernels._emu", emulated_sources(), "-std=gnu++20", "-Wno-unknown-pragmas"))
     for extension in built:
         extension.optional = not (wanted == "1" and extension.name.endswith("_cuda"))
         extension.depends = [*headers(), "setup.py"]

@@ -1,0 +1,38 @@
+// Tests only: the operator as torch.ops.elsa_emu on CPU tensors, computed by the emulated CUDA kernels.
+#include "../cuda/op_device.h"
+
+namespace elsa {
+namespace {
+
+using device::OptionalTensor;
+
+void* no_stream() {
+  return nullptr;
+}
+
+Tensor forward(const Tensor& value, const Tensor& logits, const OptionalTensor& ghost_mul,
+               const OptionalTensor& ghost_add, int64_t num_heads, int64_t kernel_size, int64_t dilation) {
+  return device::forward(value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation, no_stream);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor& value, const Tensor& logits,
+                                                    const OptionalTensor& ghost_mul, const OptionalTensor& ghost_add,
+                                                    int64_t num_heads, int64_t kernel_size, int64_t dilation) {
+  return device::backward(grad_out, value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation, no_stream);
+}
+
+}  // namespace
+}  // namespace elsa
+
+STABLE_TORCH_LIBRARY(elsa_emu, m) {
+  m.def(
+      "attention_forward(Tensor value, Tensor logits, Tensor? ghost_mul, Tensor? ghost_add, int num_heads, "
+      "int kernel_size, int dilation) -> Tensor");
+  m.def(
+      "attention_backward(Tensor grad_out, Tensor value, Tensor logits, Tensor? ghost_mul, Tensor? ghost_add, "
+      "int num_heads, int kernel_size, int dilation) -> (Tensor, Tensor, Tensor, Tensor)");
+}
+STABLE_TORCH_LIBRARY_IMPL(elsa_emu, CPU, m) {
+  m.impl("attention_forward", TORCH_BOX(&elsa::forward));
+  m.impl("attention_backward", TORCH_BOX(&elsa::backward));
+}

@@ -1,0 +1,183 @@
+// The CUDA sources under emulation against a direct double-precision computation. Buffers are allocated to the byte, so
+// that AddressSanitizer sees every overrun. Exit status 1 and a line per failure; with the argument f32, float alone.
+#include "../../../kernels/csrc/cuda/launch.h"
+#include "../../../kernels/csrc/emu/cuemu.h"
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+#include <random>
+#include <vector>
+
+using elsa::cuda::Problem;
+using elsa::cuda::Type;
+using Numbers = std::vector<double>;
+
+namespace {
+
+struct Case {
+  Type type;
+  int64_t batch, height, width, heads, head_channels, kernel, dilation;
+  bool mul, add;
+};
+
+const Case kCases[] = {
+    {Type::f32, 1, 9, 18, 2, 32, 7, 1, false, true},  // a tile and a bit, as in the released models
+    {Type::bf16, 1, 9, 5, 1, 32, 5, 1, true, true},   // narrower than a tile
+    {Type::f16, 1, 7, 5, 2, 16, 3, 2, true, true},    // four phases
+    {Type::f32, 2, 1, 1, 3, 5, 7, 1, true, true},     // one position, no vectors
+    {Type::f64, 1, 4, 5, 2, 3, 3, 1, true, true},     // the generic kernels
+    {Type::f32, 1, 3, 2, 1, 40, 5, 4, true, false},   // dilation beyond the map, two chunks of channels
+    {Type::f32, 1, 5, 6, 2, 4, 3, 1, false, false},   // no ghost
+    {Type::f32, 2, 3, 4, 2, 3, 9, 1, true, true},     // generic kernel size
+    {Type::bf16, 1, 3, 3, 1, 33, 9, 1, true, true},   // the same, two chunks of channels
+    {Type::f16, 1, 2, 3, 1, 2, 1, 3, false, true},    // one tap
+    {Type::f32, 3, 8, 17, 1, 8, 3, 1, false, true},   // several images and tiles
+};
+
+float half_round(float x, Type type) {
+  if (type == Type::f16) return __half2float(__float2half_rn(x));
+  if (type == Type::bf16) return __bfloat162float(__float2bfloat16_rn(x));
+  return x;
+}
+size_t size_of(Type type) {
+  return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2;
+}
+
+// An exact-size device buffer of one of the storage types, filled from (or with 0xff: NaN) and read back as doubles.
+struct Buffer {
+  Type type;
+  size_t count;
+  std::unique_ptr<unsigned char[]> bytes;
+  Buffer(Type t, size_t n) : type(t), count(n), bytes(new unsigned char[n * size_of(t)]) {
+    std::memset(bytes.get(), 0xff, n * size_of(t));
+  }
+  Buffer(Type t, const Numbers& x) : Buffer(t, x.size()) {
+    for (size_t i = 0; i < count; ++i) {
+      if (type == Type::f64) reinterpret_cast<double*>(bytes.get())[i] = x[i];
+      if (type == Type::f32) reinterpret_cast<float*>(bytes.get())[i] = float(x[i]);
+      if (type == Type::f16) reinterpret_cast<__half*>(bytes.get())[i] = __float2half_rn(float(x[i]));
+      if (type == Type::bf16) reinterpret_cast<__nv_bfloat16*>(bytes.get())[i] = __float2bfloat16_rn(float(x[i]));
+    }
+  }
+  double operator[](size_t i) const {
+    if (type == Type::f64) return reinterpret_cast<const double*>(bytes.get())[i];
+    if (type == Type::f32) return double(reinterpret_cast<const float*>(bytes.get())[i]);
+    if (type == Type::f16) return double(__half2float(reinterpret_cast<const __half*>(bytes.get())[i]));
+    return double(__bfloat162float(reinterpret_cast<const __nv_bfloat16*>(bytes.get())[i]));
+  }
+};
+
+struct Data {
+  Numbers value, logits, mul, add, grad, out, dvalue, dlogits, dmul, dadd;
+};
+
+// Everything from its definition: out, and by the chain rule the four gradients.
+void compute(const Case& c, Data& d) {
+  const int64_t channels = c.heads * c.head_channels, taps = c.kernel * c.kernel, half = c.kernel / 2;
+  for (int64_t b = 0; b < c.batch; ++b)
+    for (int64_t y = 0; y < c.height; ++y)
+      for (int64_t x = 0; x < c.width; ++x)
+        for (int64_t g = 0; g < c.heads; ++g) {
+          const int64_t p = (b * c.height + y) * c.width + x;
+          const double* logit = &d.logits[size_t((p * c.heads + g) * taps)];
+          Numbers a(taps), da(taps);
+          double sum = 0, dot = 0;
+          for (int64_t t = 0; t < taps; ++t) sum += a[t] = std::exp(logit[t]);
+          for (int64_t t = 0; t < taps; ++t) {
+            a[t] /= sum;
+            const int64_t yy = y + (t / c.kernel - half) * c.dilation, xx = x + (t % c.kernel - half) * c.dilation;
+            if (yy < 0 || yy >= c.height || xx < 0 || xx >= c.width) continue;
+            for (int64_t k = 0; k < c.head_channels; ++k) {
+              const int64_t ch = g * c.head_channels + k, at = ((b * c.height + yy) * c.width + xx) * channels + ch;
+              const double mul = c.mul ? d.mul[ch * taps + t] : 1, add = c.add ? d.add[ch * taps + t] : 0;
+              const double grad = d.grad[p * channels + ch], v = d.value[at], f = a[t] * mul + add;
+              d.out[p * channels + ch] += f * v;
+              d.dvalue[at] += f * grad;
+              da[t] += grad * mul * v;
+              d.dmul[ch * taps + t] += grad * a[t] * v;
+              d.dadd[ch * taps + t] += grad * v;
+            }
+            dot += a[t] * da[t];
+          }
+          for (int64_t t = 0; t < taps; ++t) d.dlogits[(p * c.heads + g) * taps + t] = a[t] * (da[t] - dot);
+        }
+}
+
+bool close(const Case& c, const char* name, const Buffer& got, const Numbers& expected) {
+  double worst = 0, largest = 1e-3;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const double error = std::fabs(got[i] - expected[i]);
+    worst = std::isnan(error) ? std::numeric_limits<double>::infinity() : std::max(worst, error);
+    largest = std::max(largest, std::fabs(expected[i]));
+  }
+  const double allowed = got.type == Type::f64   ? 1e-12
+                         : got.type == Type::f32 ? 1e-5
+                         : got.type == Type::f16 ? 2e-3
+                                                 : 1e-2;
+  if (worst <= allowed * largest) return true;
+  std::printf(
+      "WRONG %s: error %.2e of %.2e, type %d, %ldx%ldx%ld, %ld heads of %ld, K %ld, dilation %ld, ghosts %d%d\n", name,
+      worst, largest, int(c.type), long(c.batch), long(c.height), long(c.width), long(c.heads), long(c.head_channels),
+      long(c.kernel), long(c.dilation), c.mul, c.add);
+  return false;
+}
+
+bool run(const Case& c, std::mt19937& random) {
+  const Problem p{c.batch, c.height, c.width, c.heads * c.head_channels, c.heads, c.kernel, c.dilation};
+  std::normal_distribution<float> normal;
+  Data d;
+  auto draw = [&](Numbers& x, int64_t count, Type type) {
+    x.resize(size_t(count));
+    for (double& e : x) e = half_round(normal(random), type);
+  };
+  const Type acc = c.type == Type::f64 ? Type::f64 : Type::f32;
+  const int64_t values = p.pixels() * p.channels, logits = p.pixels() * p.heads * p.taps(),
+                ghosts = p.channels * p.taps();
+  draw(d.value, values, c.type), draw(d.grad, values, c.type), draw(d.logits, logits, c.type);
+  draw(d.mul, ghosts, acc), draw(d.add, ghosts, acc);
+  d.out.resize(values), d.dvalue.resize(values), d.dlogits.resize(logits), d.dmul.resize(ghosts), d.dadd.resize(ghosts);
+  compute(c, d);
+
+  const Buffer value(c.type, d.value), logit(c.type, d.logits), grad(c.type, d.grad), mul(acc, d.mul), add(acc, d.add);
+  Buffer out(c.type, values), dvalue(c.type, values), dlogits(c.type, logits), dmul(acc, ghosts), dadd(acc, ghosts);
+  const elsa::cuda::Inputs in{value.bytes.get(), logit.bytes.get(), c.mul ? mul.bytes.get() : nullptr,
+                              c.add ? add.bytes.get() : nullptr};
+  const elsa::cuda::Gradients grads{dvalue.bytes.get(), dlogits.bytes.get(), c.mul ? dmul.bytes.get() : nullptr,
+                                    c.add ? dadd.bytes.get() : nullptr};
+  const size_t scratch = elsa::cuda::workspace_bytes(p, c.type, c.mul, c.add);
+  Buffer workspace(acc, scratch / size_of(acc));
+  try {
+    const char* error = elsa::cuda::forward(p, c.type, in, out.bytes.get(), nullptr);
+    if (!error) error = elsa::cuda::backward(p, c.type, grad.bytes.get(), in, grads, workspace.bytes.get(), nullptr);
+    if (error) {
+      std::printf("ERROR %s\n", error);
+      return false;
+    }
+  } catch (const std::exception& e) {
+    std::printf("CAUGHT %s\n", e.what());
+    return false;
+  }
+  bool ok = close(c, "out", out, d.out) && close(c, "dvalue", dvalue, d.dvalue);
+  ok = close(c, "dlogits", dlogits, d.dlogits) && ok;
+  if (c.mul) ok = close(c, "dmul", dmul, d.dmul) && ok;
+  if (c.add) ok = close(c, "dadd", dadd, d.dadd) && ok;
+  return ok;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const bool only_f32 = argc > 1 && !std::strcmp(argv[1], "f32");
+  std::mt19937 random(1);
+  int count = 0, bad = 0;
+  for (const Case& c : kCases) {
+    if (only_f32 && c.type != Type::f32) continue;
+    ++count;
+    bad += !run(c, random);
+  }
+  std::printf("%d cases, %d bad\n", count, bad);
+  return bad != 0;
+}

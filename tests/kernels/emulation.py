@@ -1,0 +1,95 @@
+"""Compiles the CUDA sources with the host's C++ compiler, so that they run under the emulator. For tests only.
+
+Outputs lie under ``build/emulated`` and are named after a hash of sources, compiler and flags: unchanged sources are
+compiled once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CSRC = ROOT / "kernels" / "csrc"
+CPP_TESTS = Path(__file__).resolve().parent / "cpp"
+BUILD = ROOT / "build" / "emulated"
+COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+FLAGS = ["-std=gnu++20", "-g1", "-Wall", "-Wno-unknown-pragmas", "-Werror"]
+KERNEL_UNITS = ("launch", "launch_f32", "launch_f64", "launch_f16", "launch_bf16")
+ASAN = ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+TSAN = ["-O0", "-fsanitize=thread"]
+
+
+def fingerprint(*parts: object) -> str:
+    """Hash of every source that a build can see, and of `parts`."""
+    digest = hashlib.sha256(repr((COMPILER, parts)).encode())
+    for path in sorted([Path(__file__), *CSRC.rglob("*.*"), *CPP_TESTS.glob("*.cpp")]):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def compile_objects(sources: list[Path], folder: Path, flags: list[str]) -> list[str]:
+    """Compile each source (a .cu file as C++) to an object in `folder`, two at a time at most."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def compile_one(source: Path) -> str:
+        target = folder / f"{source.stem}.o"
+        run([COMPILER, *FLAGS, *flags, "-c", "-x", "c++", str(source), "-o", str(target)])
+        return str(target)
+
+    with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
+        return list(pool.map(compile_one, sources))
+
+
+def link(objects: list[str], output: Path, flags: list[str]) -> Path:
+    """Link to `output`, which appears only when it is complete."""
+    partial = output.with_name(output.name + ".partial")
+    switches = [flag for flag in flags if not flag.startswith(("-I", "-D", "-l"))]
+    libraries = [flag for flag in flags if flag.startswith("-l")]
+    run([COMPILER, *switches, *objects, *libraries, "-o", str(partial)])
+    partial.replace(output)
+    return output
+
+
+def build(sources: list[Path], output: Path, flags: list[str], link_flags: tuple[str, ...] = ()) -> Path:
+    """Compile and link, unless the output is there."""
+    if not output.exists():
+        objects = compile_objects(sources, output.with_suffix(".objects"), flags)
+        link(objects, output, [*flags, *link_flags])
+        shutil.rmtree(output.with_suffix(".objects"))
+    return output
+
+
+def run(command: list[str], **env: str) -> subprocess.CompletedProcess:
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **env}, timeout=900)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)} exited with {result.returncode}:\n{result.stdout}{result.stderr}")
+    return result
+
+
+@cache
+def library() -> Path:
+    """The operator as ``torch.ops.elsa_emu``, on CPU tensors."""
+    import torch
+    from torch.utils.cpp_extension import include_paths, library_paths
+
+    target = "-DTORCH_TARGET_VERSION=0x020c000000000000"
+    includes = [f"-I{path}" for path in include_paths()]
+    flags = ["-O2", "-fPIC", "-shared", "-fvisibility=hidden", target, *includes]
+    libraries = [*(f"-L{path}" for path in library_paths()), "-ltorch", "-ltorch_cpu", "-lc10"]
+    output = BUILD / f"op_emu-{fingerprint(flags, torch.__version__)}.so"
+    units = [CSRC / "cuda" / f"{unit}.cu" for unit in KERNEL_UNITS]
+    return build([*units, CSRC / "emu" / "op_emu.cpp"], output, flags, tuple(libraries))
+
+
+@cache
+def program(name: str, *flags: str, kernels: bool = True) -> Path:
+    """The C++ test ``cpp/NAME.cpp``, linked with the kernels unless it has its own."""
+    output = BUILD / f"{name}-{fingerprint(flags)}"
+    units = [CSRC / "cuda" / f"{unit}.cu" for unit in KERNEL_UNITS if kernels]
+    return build([*units, CPP_TESTS / f"{name}.cpp"], output, list(flags))

@@ -1,0 +1,49 @@
+"""The emulator's own test, and the kernels' C++ test: sanitizers, thread orders, seeded faults."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import emulation
+import mutants
+
+pytestmark = pytest.mark.skipif(emulation.COMPILER is None, reason="no C++ compiler for the emulated kernels")
+
+
+def execute(program: Path, *arguments: str, order: str = "fwd") -> subprocess.CompletedProcess:
+    env = {**os.environ, "CUEMU_ORDER": order, "TSAN_OPTIONS": "exitcode=66"}
+    return subprocess.run([program, *arguments], capture_output=True, text=True, env=env, timeout=600, check=False)
+
+
+@pytest.mark.parametrize("order", ["fwd", "rev", "7"])
+def test_address_and_undefined_behaviour(order):
+    result = execute(emulation.program("test_kernels", *emulation.ASAN), order=order)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_data_races():
+    result = execute(emulation.program("test_kernels", *emulation.TSAN))
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("flags", [[], ["-DCUEMU_UCONTEXT"], emulation.ASAN, emulation.TSAN], ids=" ".join)
+def test_emulator(flags):
+    """Results and reported errors; the fallback for other processors; and that the sanitizers see through it."""
+    program = emulation.program("test_emulator", *flags, kernels=False)
+    result = execute(program)
+    assert result.returncode == 0, result.stdout + result.stderr
+    if flags == emulation.ASAN:
+        assert "use-after-poison" in execute(program, "overrun").stderr
+    if flags == emulation.TSAN:
+        assert "data race" in execute(program, "race").stderr
+
+
+@pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
+def test_seeded_fault_is_caught(mutant, tmp_path):
+    assert mutants.catch(mutant, tmp_path / "sources") is not None
