@@ -144,7 +144,10 @@ class Build(cpp_extension.BuildExtension if torch is not None else build_ext):
         for library in packed.glob("_*.so"):  # of an earlier build: it must not slip into a wheel
             if library.name.split(".")[0] not in {short_name(extension) for extension in self.extensions}:
                 library.unlink()
-        for folder in {Path(self.get_ext_fullpath("elsa.kernels._C")).parent, packed}:
+        folders = {Path(self.get_ext_fullpath("elsa.kernels._C")).parent, packed}
+        if self.editable_mode or self.inplace:
+            folders.add(ROOT / "kernels")
+        for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "_build.json").write_text(json.dumps(record, indent=1) + "\n")
 

@@ -6,8 +6,16 @@ cd "$(dirname "$0")/.."
 what=${1:-}
 case "$what" in ""|--test) ;; *) echo "setup: unknown option $what; only --test is known" >&2; exit 2 ;; esac
 constraints=${ELSA_CONSTRAINTS:-requirements/tested.txt}
-wanted=$( (pwd; cat requirements.txt requirements/test.txt "$constraints" pyproject.toml) | sha256sum | cut -c1-16)
-if [ -f ".venv/.installed$what-$wanted" ]; then exit 0; fi
+# What an installation depends on; torch's version is known once it is installed.
+fingerprint() {
+  { pwd; echo "${TORCH_CUDA_ARCH_LIST:-} $([ "${ELSA_CUDA:-auto}" = 0 ] && echo without CUDA)"
+    cat requirements.txt requirements/test.txt "$constraints" pyproject.toml setup.py
+    find kernels/csrc -type f -print0 | LC_ALL=C sort -z | xargs -0 cat
+    cat .venv/lib/python*/site-packages/torch/version.py 2>/dev/null || true
+  } | sha256sum | cut -c1-16
+}
+complete() { [ -f ".venv/.installed$what-$(fingerprint)" ] && { [ "${ELSA_CUDA:-auto}" != 1 ] || ls kernels/_cuda*.so; }; }
+if complete >/dev/null 2>&1; then exit 0; fi
 
 python=${PYTHON:-}
 if [ -z "$python" ]; then
@@ -17,13 +25,16 @@ if [ -z "$python" ]; then
 fi
 [ -n "$python" ] || { echo "setup: Python 3.10 or newer is needed; PYTHON=/path/to/python names one" >&2; exit 2; }
 
-echo "setup: installing into .venv (torch is large: minutes on a slow line)"
+echo "setup: installing into .venv (torch is large, and the kernels are compiled: some minutes)"
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 requirements=(-r requirements.txt)
 [ -z "$what" ] || requirements+=(-r requirements/test.txt)
 pip=(.venv/bin/python -m pip --disable-pip-version-check install -q)
-"${pip[@]}" -c "$constraints" "${requirements[@]}" "setuptools>=77" wheel
-"${pip[@]}" --no-build-isolation --no-deps -e .
+"${pip[@]}" -c "$constraints" "${requirements[@]}" "setuptools>=77" wheel ninja
+PATH="$PWD/.venv/bin:$PATH" "${pip[@]}" --no-build-isolation --no-deps -e .  # PATH: ninja
+.venv/bin/python -c "from elsa.kernels import backend_info
+for name, state in backend_info().items(): print(f'setup: operator, {name}: {state}')"
 rm -f .venv/.installed*
-touch ".venv/.installed-$wanted" ".venv/.installed$what-$wanted"
+now=$(fingerprint)
+touch ".venv/.installed-$now" ".venv/.installed$what-$now"
 echo "setup: done; to use it: . .venv/bin/activate"

@@ -15,7 +15,8 @@ from torch.utils.data import IterableDataset
 from yacs.config import CfgNode
 
 from elsa.data import Source, open_splits
-from elsa.engine import ConfigError, Runtime, logger, seed_everything
+from elsa.engine import ConfigError, Runtime, describe_environment, logger, seed_everything
+from elsa.kernels import backend_info
 from elsa.models import ELSASwin, load_pretrained
 from elsa.models.swin import SwinStages
 
@@ -74,6 +75,11 @@ def open_data(config: CfgNode, runtime: Runtime, *splits: str) -> list[Source | 
 def weights_that_count(config: CfgNode, model: nn.Module, ema: ModelEmaV3 | None) -> nn.Module:
     """The module that is evaluated during training: the EMA where there is one, unless EVAL.WEIGHTS says model."""
     return model if ema is None or config.EVAL.WEIGHTS == "model" else ema.module
+
+
+def environment(runtime: Runtime) -> dict[str, Any]:
+    """What a run says about the machine, and which implementations of the operator it had."""
+    return {**describe_environment(runtime), "operator": backend_info()}
 
 
 def parameters(network: nn.Module) -> int:

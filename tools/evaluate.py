@@ -10,7 +10,7 @@ import argparse
 import time
 from pathlib import Path
 
-from _classification import build_model, open_data, parameters
+from _classification import build_model, environment, open_data, parameters
 from _cli import check_writable, make_folder, parser, read, run
 from _pictures import draw_predictions
 from torch.utils.data import IterableDataset
@@ -22,7 +22,6 @@ from elsa.engine import (
     Metrics,
     Runtime,
     choose_precision,
-    describe_environment,
     distributed,
     evaluate,
     logger,
@@ -105,7 +104,7 @@ def results(
         "precision": str(choose_precision(config, runtime.device)),
         "images_per_s": round(metrics.count / seconds, 1),
         "config": plain(config),
-        "environment": describe_environment(runtime),
+        "environment": environment(runtime),
     }
 
 

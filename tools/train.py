@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _classification import build_model, open_data, parameters, weights_that_count
+from _classification import build_model, environment, open_data, parameters, weights_that_count
 from _cli import check_writable, make_folder, parser, read, run
 from _pictures import draw_curves
 from timm.utils import ModelEmaV3
@@ -37,7 +37,6 @@ from elsa.engine import (
     build_optimizer,
     build_schedule,
     choose_precision,
-    describe_environment,
     differences,
     distributed,
     dump,
@@ -181,7 +180,7 @@ def prepare_folder(config: CfgNode, args: argparse.Namespace, runtime: Runtime, 
         make_folder(folder)
         launches = folder / "environment.json"
         before = json.loads(launches.read_text()) if launches.exists() and not fresh else []
-        write_json(launches, [*before, {"time": time.strftime("%Y-%m-%d %H:%M:%S"), **describe_environment(runtime)}])
+        write_json(launches, [*before, {"time": time.strftime("%Y-%m-%d %H:%M:%S"), **environment(runtime)}])
         write_text(folder / "config.yaml", dump(config))
     runtime.barrier()
     setup_logging(runtime, folder / "train.log")
