@@ -134,8 +134,12 @@ def cpp(name: str, files: list[str], *flags: str) -> Extension:
 class Build(cpp_extension.BuildExtension if torch is not None else build_ext):
     """torch's build command; a library that does not compile leaves a reason instead of breaking the installation."""
 
-    def build_extensions(self) -> None:
+    def run(self) -> None:
         self.reasons = dict(REASONS)
+        super().run()
+        self.write_record()
+
+    def build_extensions(self) -> None:
         if torch is not None:
             try:
                 super().build_extensions()
@@ -144,7 +148,6 @@ class Build(cpp_extension.BuildExtension if torch is not None else build_ext):
                     raise
                 for extension in self.extensions:
                     self.reasons.setdefault(short_name(extension), explain(error))
-        self.write_record()
 
     def build_extension(self, extension: Extension) -> None:
         try:
@@ -161,7 +164,7 @@ class Build(cpp_extension.BuildExtension if torch is not None else build_ext):
         for library in packed.glob("_*.so"):  # of an earlier build: it must not slip into a wheel
             if library.name.split(".")[0] not in {short_name(extension) for extension in self.extensions}:
                 library.unlink()
-        for folder in {Path(self.get_ext_fullpath("elsa.kernels._C")).parent, packed}:
+        for folder in (packed, ROOT / "kernels") if self.inplace else (packed,):  # editable: beside the sources
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "_build.json").write_text(json.dumps(record, indent=1) + "\n")
 
