@@ -117,8 +117,12 @@ def cpp(name: str, files: list[str], *flags: str) -> Extension:
 class Build(cpp_extension.BuildExtension if torch is not None else build_ext):
     """torch's build command; a library that does not compile leaves a reason instead of breaking the installation."""
 
-    def build_extensions(self) -> None:
+    def run(self) -> None:
         self.reasons = dict(REASONS)
+        super().run()
+        self.write_record()
+
+    def build_extensions(self) -> None:
         if torch is not None:
             try:
                 super().build_extensions()
@@ -127,7 +131,6 @@ class Build(cpp_extension.BuildExtension if torch is not None else build_ext):
                     raise
                 for extension in self.extensions:
                     self.reasons.setdefault(short_name(extension), explain(error))
-        self.write_record()
 
     def build_extension(self, extension: Extension) -> None:
         try:
@@ -144,10 +147,8 @@ class Build(cpp_extension.BuildExtension if torch is not None else build_ext):
         for library in packed.glob("_*.so"):  # of an earlier build: it must not slip into a wheel
             if library.name.split(".")[0] not in {short_name(extension) for extension in self.extensions}:
                 library.unlink()
-        folders = {Path(self.get_ext_fullpath("elsa.kernels._C")).parent, packed}
-        if self.editable_mode or self.inplace:
-            folders.add(ROOT / "kernels")
-        for folder in folders:
+        beside = (ROOT / "kernels",) if self.editable_mode or self.inplace else ()
+        for folder in (packed, *beside):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "_build.json").write_text(json.dumps(record, indent=1) + "\n")
 
