@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh
-export OMP_WAIT_POLICY=PASSIVE
+export OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # one thread: the maps are too small to share
 
 config=configs/classification/digits_elsa_swin_nano.yaml
 run=${RUN:-runs/quickstart}
