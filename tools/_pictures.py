@@ -62,7 +62,7 @@ def draw_grid(cells: Sequence[tuple[Image.Image, str, str]], path: Path, title: 
     lines = -(-len(cells) // columns)
     figure = Figure(figsize=(max(1.25 * columns, 5), 1.6 * lines + 0.5), layout="constrained")
     figure.suptitle(title)
-    axes = figure.subplots(lines, columns, squeeze=False).flat
+    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axis in axes:
         axis.set_axis_off()
     for axis, (image, text, colour) in zip(axes, cells, strict=False):

@@ -11,8 +11,14 @@ import signal
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from elsa.engine import Trainer, read_log, sha256
+
+
+def ink(path) -> float:
+    """Share of a picture that is not white."""
+    return float((np.asarray(Image.open(path).convert("L")) < 250).mean())
 
 
 def equal_states(a, b) -> bool:
@@ -63,7 +69,7 @@ def test_evaluation_in_another_process_gives_exactly_the_reported_numbers(traine
     assert results["count"] == 20
     assert results["checkpoint"]["sha256"] == sha256(trained / file)
     assert f"{last['top1']:.2f} %" in output
-    assert (tmp_path / "eval/predictions.png").read_bytes().startswith(b"\x89PNG")
+    assert ink(tmp_path / "eval/predictions.png") > 0.3
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(trained, config, tool, tmp_path):
@@ -260,4 +266,4 @@ def test_images_of_ones_own_are_classified(trained, config, tool, tmp_path, imag
     last = json.loads((trained / "summary.json").read_text())["last"]
     assert 100 * hits / len(rows) == last["top1"]
     assert all(len(row["top"]) == 2 and row["top"][0]["confidence"] >= row["top"][1]["confidence"] for row in rows)
-    assert (tmp_path / "out/predictions.png").read_bytes().startswith(b"\x89PNG")
+    assert ink(tmp_path / "out/predictions.png") > 0.3
