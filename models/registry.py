@@ -46,7 +46,6 @@ default_cfgs = generate_default_cfgs(
             std=(0.229, 0.224, 0.225),
             first_conv="patch_embed.proj",
             classifier="head",
-            license="apache-2.0",
             paper_ids="arXiv:2112.12786",
             paper_name="ELSA: Enhanced Local Self-Attention for Vision Transformer",
         )

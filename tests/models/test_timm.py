@@ -19,11 +19,6 @@ CHEAP = [NANO, "elsa_swin_tiny"]
 SHIFTED = dict(depths=(1, 1, 1, 2), window_size=3)  # with 128 pixels a last map of 4 × 4: windows, shifts and padding
 
 
-@pytest.fixture(autouse=True)
-def fixed_seed():
-    torch.manual_seed(0)
-
-
 def build(name=NANO, **changes):
     return timm.create_model(name, **changes)
 
