@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import random
 import zlib
 from collections.abc import Callable, Iterator
@@ -301,5 +302,11 @@ def _worker_options(config: CfgNode) -> dict:
         num_workers=workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_process_group,
         persistent_workers=workers > 0,
     )
+
+
+def _leave_process_group(_worker: int) -> None:
+    """Ctrl-C reaches all processes of a group: without loader processes, the step under way could not be finished."""
+    os.setpgrp()

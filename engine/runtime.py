@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,10 +127,16 @@ def seed_everything(*parts: int | str) -> None:
 
 
 class StopRequest:
-    """Turns the first SIGINT or SIGTERM into a flag; a second one acts as usual."""
+    """Turns SIGINT and SIGTERM into a flag; SIGINT again, by a person who will not wait, stops at once.
+
+    Launchers forward the signal that their workers got from the terminal or the scheduler already, so a repetition
+    within ``GRACE`` seconds is the same request; SIGTERM is always followed by SIGKILL if need be.
+    """
+
+    GRACE = 2.0
 
     def __init__(self) -> None:
-        self.name = ""
+        self.name, self.since = "", 0.0
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -142,10 +149,12 @@ class StopRequest:
             signal.signal(number, old)
 
     def _handle(self, number: int, _frame: object) -> None:
-        self.name = signal.Signals(number).name
-        for known, old in self._old.items():
-            signal.signal(known, old)
-        logger.warning("%s: finishing this step and saving; once more to stop at once", self.name)
+        if self.name:
+            if number == signal.SIGINT and time.monotonic() - self.since > self.GRACE:
+                raise KeyboardInterrupt
+            return
+        self.name, self.since = signal.Signals(number).name, time.monotonic()
+        logger.warning("%s: finishing this step and saving; Ctrl-C again to stop at once", self.name)
 
 
 def setup_logging(runtime: Runtime, file: Path | None = None) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -123,15 +124,21 @@ def test_a_killed_run_loses_no_more_than_what_came_after_its_last_save(trained, 
     assert steps == sorted(set(steps))
 
 
-def test_a_signal_stops_a_real_process_cleanly(config, start, tmp_path):
-    process = start([], "train", config, "--output", tmp_path / "run", "--set", "TRAIN.EPOCHS=10000")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_stops_a_run_cleanly(config, start, tmp_path, number):
+    """As by Ctrl-C in a terminal: loader processes are in the group, and a launcher forwards the signal once more."""
+    options = ["--set", "TRAIN.EPOCHS=10000", "DATA.WORKERS=1"]
+    process = start([], "train", config, "--output", tmp_path / "run", *options)
     for line in process.stdout:
         if "epoch 1/" in line:
-            process.send_signal(signal.SIGTERM)
+            os.killpg(process.pid, number)
+            time.sleep(0.02)
+            process.send_signal(number)
             break
     rest = process.communicate(timeout=60)[0]
     assert process.returncode == 0, rest
     assert "--resume auto" in rest
+    assert "Traceback" not in rest
     assert torch.load(tmp_path / "run/last.pt")["step"] > 0
 
 
