@@ -223,8 +223,9 @@ def test_training_can_start_from_weights_with_another_head(trained, config, tool
         ["AMP.ENABLED=true", "AMP.DTYPE=bfloat16"],
         ["MODEL.GRAD_CHECKPOINTING=true"],
         ["TRAIN.ACCUM=2", "DATA.WORKERS=2"],
+        ["TRAIN.COMPILE=true"],
     ],
-    ids=["bfloat16", "checkpointing", "accumulation"],
+    ids=["bfloat16", "checkpointing", "accumulation", "compiled"],
 )
 def test_ways_of_computing_give_about_the_same_run(trained, config, tool, tmp_path, options):
     same = ["AUG.MIXUP=0", "AUG.CUTMIX=0", "MODEL.DROP_PATH=0"]
