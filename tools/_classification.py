@@ -21,8 +21,12 @@ from elsa.models import ELSASwin, load_pretrained
 from elsa.models.swin import SwinStages
 
 
-def build_model(config: CfgNode) -> nn.Module:
-    """The freshly initialised model of MODEL, the same for the same seed, checked to take DATA.IMG_SIZE.
+def build_model(config: CfgNode, pretrained: bool) -> nn.Module:
+    """The model of MODEL, the same for the same seed, checked to take DATA.IMG_SIZE.
+
+    Args:
+        pretrained: whether to start from MODEL.PRETRAINED; not where a checkpoint replaces the weights anyway, so that
+            a run can be resumed or evaluated without the file that it started from.
 
     Raises:
         ConfigError: a name, an argument or an image size that it cannot be built with.
@@ -60,7 +64,7 @@ def build_model(config: CfgNode) -> nn.Module:
     assert shape == (1, model.NUM_CLASSES), f"{model.NAME} gives {shape}"
     if model.GRAD_CHECKPOINTING:
         network.set_grad_checkpointing()
-    if model.PRETRAINED:
+    if pretrained and model.PRETRAINED:
         report = load_pretrained(network, model.PRETRAINED, ignore=model.PRETRAINED_IGNORE)
         logger.info("%s: %s", model.PRETRAINED, report)
     return network.train()

@@ -42,10 +42,10 @@ def parser(description: str, checkpoint: bool) -> argparse.ArgumentParser:
     return arguments
 
 
-def read(arguments: argparse.ArgumentParser, *forced: str) -> tuple[argparse.Namespace, CfgNode]:
-    """The parsed arguments and the resolved configuration, ``forced`` overrides last; --print-config ends here."""
+def read(arguments: argparse.ArgumentParser) -> tuple[argparse.Namespace, CfgNode]:
+    """The parsed arguments and the resolved configuration; --print-config ends here."""
     args = arguments.parse_args()
-    config = load_config(args.config, [*args.overrides, *forced])
+    config = load_config(args.config, args.overrides)
     if args.print_config:
         print(dump(config, comments=True), end="")
         sys.exit(0)

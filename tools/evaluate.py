@@ -40,7 +40,7 @@ def main() -> None:
     arguments.add_argument(
         "--pictures", type=int, default=0, metavar="N", help="draw N images with their predictions, mistakes first"
     )
-    args, config = read(arguments, "MODEL.PRETRAINED=''")  # the checkpoint replaces what training started from
+    args, config = read(arguments)
     args.output = args.output or Path("runs/evaluate") / args.config.stem
     if args.pictures < 0:
         raise ConfigError(f"--pictures must be at least 0, got {args.pictures}")
@@ -52,7 +52,7 @@ def main() -> None:
 def evaluate_checkpoint(config: CfgNode, args: argparse.Namespace, runtime: Runtime) -> None:
     check_writable(args.output)
     precision = choose_precision(config, runtime.device)
-    model = build_model(config)
+    model = build_model(config, pretrained=False)
     report = load_pretrained(model, args.checkpoint, weights=config.EVAL.WEIGHTS, trust=args.trust_checkpoint)
     logger.info("%s: %s", args.checkpoint, report)
     (source,) = open_data(config, runtime, "val")

@@ -29,7 +29,7 @@ def main() -> None:
     arguments.add_argument("images", type=Path, metavar="IMAGE|FOLDER")
     arguments.add_argument("--output", type=Path, default=Path("runs/predict"), metavar="DIR")
     arguments.add_argument("--top", type=int, metavar="K", help="classes listed per image; default 5")
-    args, config = read(arguments, "MODEL.PRETRAINED=''")
+    args, config = read(arguments)
     classes = config.MODEL.NUM_CLASSES
     top = min(5, classes) if args.top is None else args.top
     if not 1 <= top <= classes:
@@ -39,7 +39,7 @@ def main() -> None:
     with distributed(args.device) as runtime:
         setup_logging(runtime)
         content = read_checkpoint(args.checkpoint, args.trust_checkpoint)
-        model = build_model(config)
+        model = build_model(config, pretrained=False)
         logger.info("%s: %s", args.checkpoint, load_pretrained(model, content, weights=config.EVAL.WEIGHTS))
         names = content.get("classes") or [str(number) for number in range(classes)]
         rows = list(classify(model.to(runtime.device).eval(), config, paths, runtime.device, top))

@@ -77,7 +77,7 @@ def train(config: CfgNode, args: argparse.Namespace, runtime: Runtime) -> None:
     micro = micro_batch(config, runtime.world_size)
     mix = build_mix(config, micro)
 
-    model = build_model(config).to(runtime.device)
+    model = build_model(config, pretrained=resumed is None).to(runtime.device)
     optimizer = build_optimizer(model, config)
     schedule, epochs = build_schedule(optimizer, config, batches.steps_per_epoch)
     decay = config.TRAIN.EMA_DECAY

@@ -210,11 +210,18 @@ def test_a_published_checkpoint_is_evaluated_with_its_average(trained, config, t
 
 
 def test_training_can_start_from_weights_with_another_head(trained, config, tool, tmp_path):
-    start_from = [f"MODEL.PRETRAINED={trained / 'last.safetensors'}"]
+    weights = shutil.copy(trained / "last.safetensors", tmp_path / "start.safetensors")
+    start_from = [f"MODEL.PRETRAINED={weights}"]
     outcome = tool("train", config, "--output", tmp_path / "tuned", "--set", *start_from,
                    "MODEL.PRETRAINED_IGNORE=['head.*']", "TRAIN.EPOCHS=2")  # fmt: skip
     assert outcome.code == 0, outcome.err
     assert "kept as initialised: head.bias, head.weight" in outcome.err
+
+    weights.unlink()  # what a run started from is not needed to go on with it
+    options = ["--set", *start_from, "MODEL.PRETRAINED_IGNORE=['head.*']", "TRAIN.EPOCHS=2"]
+    resumed = tool("train", config, "--output", tmp_path / "tuned", "--resume", "auto", *options)
+    assert resumed.code == 0, resumed.err
+    assert tool("evaluate", config, tmp_path / "tuned/last.pt", "--output", tmp_path / "eval", *options).code == 0
 
 
 @pytest.mark.parametrize(
