@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import copy
 import difflib
 import inspect
 import io
@@ -214,7 +215,7 @@ def build_model(config: Config) -> torch.nn.Module:
     """The detector or segmentor, the same for the same seed."""
     set_random_seed(config.randomness.seed)
     with mistakes_named():
-        return MODELS.build(config.model)
+        return MODELS.build(copy.deepcopy(config.model))  # mmdet writes into what it is given
 
 
 def build_loaders(config: Config, *names: str) -> list[Any]:

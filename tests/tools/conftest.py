@@ -67,6 +67,37 @@ def start(root):
 
 
 @pytest.fixture(scope="session")
+def refused():
+    """``refused(outcome, *parts)``: the tool told a mistake in one line with these parts, and left with code 2."""
+
+    def call(outcome: Outcome, *parts: str) -> None:
+        assert outcome.code == 2, outcome.err
+        last = outcome.err.splitlines()[-1]
+        assert last.startswith("error: ")
+        for part in parts:
+            assert part in last
+        assert "Traceback" not in outcome.err
+
+    return call
+
+
+class Exploit:
+    """Unpickling this runs code."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.fixture
+def exploit():
+    """``exploit(path)``: an object that writes ``path`` when it is unpickled."""
+    return Exploit
+
+
+@pytest.fixture(scope="session")
 def images(tmp_path_factory) -> Path:
     """Four classes of striped 16×16 images, 12 to train and 5 to validate each."""
     root = tmp_path_factory.mktemp("images")
