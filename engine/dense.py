@@ -306,6 +306,9 @@ class RunRecords(Hook):
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
         loop, seconds = runner.train_loop, time.perf_counter() - self.val_began
         numbers = {name: float(value) for name, value in (metrics or {}).items()}
+        if not numbers:  # mmdet's answer where nothing was found
+            logger.warning("the evaluation found nothing: %s counts as 0", self.metric)
+            numbers = {self.metric: 0.0}
         if self.metric not in numbers:
             raise ConfigError(f"the evaluation has no {self.metric!r}; it has {', '.join(numbers)}")
         if numbers[self.metric] > self.best:

@@ -25,10 +25,10 @@ from mmengine.runner import Runner
 from mmengine.runner.utils import set_random_seed
 from mmengine.utils import import_modules_from_strings
 
-from elsa.data import DataError
+from elsa.data import DataError, write_digits_coco
 from elsa.engine import ConfigError, Runtime, distributed, logger, setup_logging
 
-EMBEDDED = {}  # data that a configuration's ``embedded`` names
+EMBEDDED = {"digits-coco": write_digits_coco}  # data that a configuration's ``embedded`` names
 
 
 def read_dense(args: argparse.Namespace) -> Config:

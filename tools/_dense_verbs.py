@@ -157,7 +157,7 @@ def evaluate(args: argparse.Namespace) -> None:
         runner.register_hook(pictures)
         began = time.perf_counter()
         with mistakes_named():
-            metrics = name_metrics(runner.test())
+            metrics = name_metrics(runner.test(), config)
         seconds = time.perf_counter() - began
         if not here.runtime.is_main:
             return
@@ -183,9 +183,13 @@ def ask_for_all_columns(config: Config, per_class: bool) -> None:
         config.test_evaluator = [{**metric, **columns, "metric": kind, "prefix": kind} for kind in kinds]
 
 
-def name_metrics(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """{"bbox/bbox_mAP": …, "bbox/cat_precision": …} → {"coco/bbox_mAP": …, "coco/bbox_AP/cat": …}; NaN becomes None."""
-    named = {}
+def name_metrics(metrics: Mapping[str, float], config: Config) -> dict[str, float | None]:
+    """{"bbox/bbox_mAP": …, "bbox/cat_precision": …} → {"coco/bbox_mAP": …, "coco/bbox_AP/cat": …}; NaN becomes None.
+
+    mmdet gives no numbers at all where nothing was found: these are zeros.
+    """
+    kinds = [part["prefix"] for part in config.test_evaluator] if isinstance(config.test_evaluator, list) else []
+    named = {f"coco/{kind}_{column}": 0.0 for kind in kinds for column in COCO_COLUMNS}
     for key, value in metrics.items():
         kind, _, name = key.partition("/")
         if kind in ("bbox", "segm"):

@@ -133,7 +133,7 @@ LOG: {{EVERY: 2, TENSORBOARD: false}}
 DIGITS = tuple("0123456789")
 
 
-def write_coco(root: Path, names: tuple[str, ...], train: int = 8, val: int = 3) -> Path:
+def _write_coco(root: Path, names: tuple[str, ...], train: int = 8, val: int = 3) -> Path:
     """Bright squares on noise in COCO's layout, two to a picture, of some of the classes."""
     random = np.random.default_rng(0)
     (root / "annotations").mkdir(parents=True)
@@ -160,9 +160,15 @@ def write_coco(root: Path, names: tuple[str, ...], train: int = 8, val: int = 3)
 
 
 @pytest.fixture(scope="session")
+def write_coco():
+    """``write_coco(root, class names, train=8, val=3)``: a small data set in COCO's layout."""
+    return _write_coco
+
+
+@pytest.fixture(scope="session")
 def coco(tmp_path_factory) -> Path:
     """A data set of ten classes in COCO's layout: read only."""
-    return write_coco(tmp_path_factory.mktemp("coco") / "digits", DIGITS)
+    return _write_coco(tmp_path_factory.mktemp("coco") / "digits", DIGITS)
 
 
 @pytest.fixture

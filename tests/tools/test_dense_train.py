@@ -176,6 +176,16 @@ def test_an_image_that_cannot_be_read_is_left_out_and_counted(tool, detector, co
     assert "3 images cannot be read (max_bad is 2)" in outcome.err.splitlines()[-1]
 
 
+def test_a_detector_that_finds_nothing_has_an_ap_of_zero(tool, detector, trained, tmp_path):
+    options = ["--set", "model.test_cfg.rcnn.score_thr=1.0", "train_cfg.max_epochs=1"]
+    outcome = tool("evaluate", detector, trained / "last.pt", "--output", tmp_path / "eval", *options)
+    assert outcome.code == 0, outcome.err
+    metrics = read(tmp_path / "eval" / "results.json")["metrics"]
+    assert metrics["coco/bbox_mAP"] == metrics["coco/segm_AR_l@1000"] == 0
+    assert tool("train", detector, "--output", tmp_path / "run", *options).code == 0
+    assert read(tmp_path / "run" / "summary.json")["last"]["coco/bbox_mAP"] == 0
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(tool, detector, tmp_path):
     outcome = tool("train", detector, "--output", tmp_path / "run", "--set", "optim_wrapper.optimizer.lr=1e30",
                    "param_scheduler.0.start_factor=1.0")  # fmt: skip
