@@ -19,7 +19,7 @@ import torch
 from mmengine.dist import get_dist_info
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from PIL import Image
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from .sources import UNREADABLE, DataError
 
@@ -125,7 +125,7 @@ class ResumableBatches(Sampler):
 
     def __init__(self, sampler: EpochSampler, batch_size: int, batches: Mapping[str, Any] | None = None) -> None:
         arguments = dict(sampler=sampler, batch_size=batch_size, drop_last=True)
-        self.inner = DATA_SAMPLERS.build({"type": "BatchSampler", **(batches or {}), **arguments})
+        self.inner = DATA_SAMPLERS.build({**batches, **arguments}) if batches else BatchSampler(**arguments)
         self.sampler, self.batch_size, self.first = sampler, batch_size, 0
         if not len(self.inner):
             raise DataError(f"{len(sampler)} training images per process are fewer than a batch of {batch_size}")

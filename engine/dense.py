@@ -314,7 +314,8 @@ class RunRecords(Hook):
         if numbers[self.metric] > self.best:
             self.best, self.best_iter = numbers[self.metric], loop.iter
         self.history.append({"epoch": loop.epoch, "step": loop.iter, **numbers})
-        listed = " ".join(f"{name.partition('/')[2]} {value:.3f}" for name, value in numbers.items())
+        short = {name.partition("/")[2]: value for name, value in numbers.items()}
+        listed = " ".join(f"{name} {value:.3f}" for name, value in short.items() if "/" not in name)
         text = f"after iteration {loop.iter} of {loop.max_iters}: {listed} in {seconds:.1f} s (best {self.best:.3f})"
         self.logbook.write("eval", loop.iter, text, epoch=loop.epoch, seconds=seconds, **numbers)
         self.restart()

@@ -25,10 +25,13 @@ from mmengine.runner import Runner
 from mmengine.runner.utils import set_random_seed
 from mmengine.utils import import_modules_from_strings
 
-from elsa.data import DataError, write_digits_coco
+from elsa.data import DataError, write_digits_ade, write_digits_coco
 from elsa.engine import ConfigError, Runtime, distributed, logger, setup_logging
 
-EMBEDDED = {"digits-coco": write_digits_coco}  # data that a configuration's ``embedded`` names
+EMBEDDED = {
+    "digits-coco": write_digits_coco,
+    "digits-ade": write_digits_ade,
+}  # data that a configuration's ``embedded`` names
 
 
 def read_dense(args: argparse.Namespace) -> Config:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Evaluate a checkpoint over the validation split: top-1, top-5 and loss; box and mask AP of a detector.
+"""Evaluate a checkpoint over the validation split: accuracy and loss, of a detector AP, of a segmentor mIoU.
 
 One process: python tools/evaluate.py CONFIG CHECKPOINT. Several: torchrun --nproc_per_node=N tools/evaluate.py …
 """
@@ -44,13 +44,17 @@ def main() -> None:
         metavar="N",
         help="draw N images with their predictions; of classification, mistakes first",
     )
-    arguments.add_argument("--per-class", action="store_true", help="detection: AP of each class too")
+    arguments.add_argument("--per-class", action="store_true", help="detection and segmentation: each class too")
+    arguments.add_argument(
+        "--scales", choices=("both", "single", "multi"), default="both",
+        help="segmentation: one scale, the paper's six scales with flip (6 × 2 times the work), or both",
+    )  # fmt: skip
     args, config = read(arguments)
     args.output = args.output or Path("runs/evaluate") / args.config.stem
     if args.pictures < 0:
         raise ConfigError(f"--pictures must be at least 0, got {args.pictures}")
     if config is None:
-        from _dense_verbs import evaluate
+        from _dense_evaluate import evaluate
 
         evaluate(args)
         return

@@ -37,7 +37,7 @@ def main() -> None:
     )
     args, config = read(arguments)
     if config is None:
-        from _dense_verbs import predict
+        from _dense_evaluate import predict
 
         predict(args)
     else:

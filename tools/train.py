@@ -55,10 +55,10 @@ def main() -> None:
     )
     arguments.add_argument("--overwrite", action="store_true", help="replace the run that DIR holds")
     args, config = read(arguments)
-    if args.output is None:
+    if args.output is None and not args.print_config:
         raise ConfigError("--output DIR is needed: where checkpoints and logs go")
     if config is None:
-        from _dense_verbs import train as train_dense
+        from _dense_train import train as train_dense
 
         train_dense(args)
         return

@@ -1,0 +1,52 @@
+# UPerNet with slim heads on scenes of handwritten digits, from the quick start's classifier: minutes on two cores.
+_base_ = ["_base_/upernet.py", "_base_/ade20k.py", "_base_/schedule_160k.py", "_base_/runtime.py"]
+embedded = "digits-ade"  # written to data_root where it is not there
+data_root = "datasets/digits-ade/"
+digits = dict(
+    classes=(*"0123456789", "texture"),
+    palette=[[31, 119, 180], [255, 127, 14], [44, 160, 44], [214, 39, 40], [148, 103, 189], [140, 86, 75],
+             [227, 119, 194], [188, 189, 34], [23, 190, 207], [255, 187, 120], [127, 127, 127]],
+)  # fmt: skip
+image = dict(type="LoadImageFromFile")
+labels = dict(type="LoadCheckedAnnotations")
+train_pipeline = [
+    image,
+    labels,
+    dict(type="RandomResize", scale=(256, 256), ratio_range=(0.8, 1.25), keep_ratio=True),
+    dict(type="RandomCrop", crop_size=(192, 192), cat_max_ratio=1.0),
+    dict(type="PhotoMetricDistortion"),
+    dict(type="PackSegInputs"),
+]
+test_pipeline = [image, dict(type="Resize", scale=(256, 256), keep_ratio=True), labels, dict(type="PackSegInputs")]
+scales = [(int(256 * ratio), int(256 * ratio)) for ratio in (0.75, 1.0, 1.25)]
+tta_pipeline = [
+    image,
+    dict(
+        type="TestTimeAug",
+        transforms=[
+            [dict(type="Resize", scale=scale, keep_ratio=True) for scale in scales],
+            [dict(type="RandomFlip", prob=0.0, direction="horizontal")],  # mirrored digits are others
+            [labels],
+            [dict(type="PackSegInputs")],
+        ],
+    ),
+]
+model = dict(
+    data_preprocessor=dict(mean=[76.5, 76.5, 76.5], std=[89.25, 89.25, 89.25], size=(192, 192)),
+    backbone=dict(variant="elsa_swin_nano", drop_path_rate=0.0, pretrained="runs/quickstart/last.safetensors"),
+    decode_head=dict(in_channels=[32, 64, 128, 256], channels=64, num_classes=11, dropout_ratio=0.0),
+    auxiliary_head=dict(in_channels=128, channels=64, num_classes=11, dropout_ratio=0.0),
+    test_cfg=dict(crop_size=(192, 192), stride=(128, 128)),
+)
+_scenes = dict(type="CheckedMapsDataset", data_root=data_root, metainfo=digits)
+train_dataloader = dict(num_workers=0, dataset=dict(dataset=dict(pipeline=train_pipeline, **_scenes)))
+val_dataloader = dict(num_workers=0, dataset=dict(pipeline=test_pipeline, **_scenes))
+test_dataloader = val_dataloader
+global_batch = 8
+train_cfg = dict(max_iters=1000, val_interval=250, save_steps=0)
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type="PolyLR", power=1.0, eta_min=0.0, by_epoch=False, begin=50, end=1000),
+]
+custom_hooks = [dict(type="RunRecords", metric="single_scale/mIoU", every=25, max_bad=0)]
