@@ -135,7 +135,8 @@ def _check_labels(
         report.add(
             "labels are probably reduced already",
             root / "annotations",
-            f"values {_ranges(every)}, none is {highest}; reduce_zero_label would take class 0 away and shift the rest",
+            f"values {_ranges(every)}, none is {highest}: reduce_zero_label would ignore the first class and shift the "
+            "others by one; if they are not reduced, --classes is wrong",
         )
     allowed = {*range(highest + 1), *({IGNORED} if reduced else ())}
     for files in labels.values():

@@ -50,7 +50,7 @@ def check_imagenet(
     _compare_splits(report, root, found)
     names = set().union(*found.values())
     is_imagenet = len([name for name in names if WORDNET.fullmatch(name)]) > len(names) / 2
-    if classes is None and not is_imagenet:
+    if names and classes is None and not is_imagenet:
         report.notes.append(f"another data set than ImageNet: {len(names)} classes; --classes N checks their number")
     for split, own in found.items():
         if classes is not None or is_imagenet:
