@@ -131,18 +131,16 @@ def _open_reader(config: CfgNode, mode: str, name: str) -> Source | IterableData
 def _open_folders(config: CfgNode, mode: str, names: tuple[str, ...]) -> list[Source]:
     """Splits of an ImageNet-style folder or of tar files, all with the class order of the training split."""
     root = Path(config.DATA.ROOT)
-    if not root.is_dir():
-        near = difflib.get_close_matches(root.name, [p.name for p in root.parent.glob("*")], 1)
-        hint = f"; did you mean {root.parent / near[0]}?" if near else ""
-        raise DataError(f"DATA.ROOT {root} does not exist{hint}")
+    check_root(root, "DATA.ROOT")
     paths = [_split_path(root, config.DATA.TRAIN_SPLIT if name == "train" else config.DATA.VAL_SPLIT) for name in names]
-    reference = _split_path(root, config.DATA.TRAIN_SPLIT, required=False) or paths[0]
+    reference = find_split(root, config.DATA.TRAIN_SPLIT) or paths[0]
     for path in paths:
         if path.suffix != reference.suffix:
             raise DataError(f"{reference} and {path}: use folders for both splits, or tar files for both")
     if reference.suffix == ".tar":
-        sources = [_open_tar(config, mode, path) for path in paths]
-        for source in sources:
+        sources = [open_tar(path, mode) for path in paths]
+        for source, path in zip(sources, paths, strict=True):
+            _check_count(config, source.classes, str(path))
             if source.classes != sources[0].classes:
                 odd = sorted(set(source.classes) ^ set(sources[0].classes))
                 raise DataError(f"the tar files in {root} have different classes: {', '.join(odd[:5])}")
@@ -171,31 +169,50 @@ def _open_folder(path: Path, classes: list[str], reference: Path, mode: str) -> 
     return Source(images, mode, classes)
 
 
-def _open_tar(config: CfgNode, mode: str, path: Path) -> Source:
-    """Images of a tar file, by class in the order of a folder's (timm's own order is another one)."""
+def open_tar(path: Path, mode: str = "RGB") -> Source:
+    """Images of a tar file, by class in the order of a folder's (timm's own order is another one).
+
+    Raises:
+        DataError: nothing in it can be read.
+    """
     try:
         reader = create_reader("", root=str(path))
         classes = sorted(reader.class_name_to_idx)
         reader = create_reader("", root=str(path), class_map={name: index for index, name in enumerate(classes)})
     except (OSError, RuntimeError, AssertionError, ValueError, tarfile.TarError) as error:
         raise DataError(f"{path} has no images that can be read: {error}") from error
-    _check_count(config, classes, str(path))
     return Source(reader, mode, classes)
 
 
-def _split_path(root: Path, split: str, required: bool = True) -> Path | None:
-    """The folder or tar file of a split, under any of its usual names."""
-    synonyms = next((group for group in SPLIT_NAMES if split in group), (split,))
-    for name in (split, *synonyms):
+def check_root(root: Path, option: str) -> None:
+    """Raises DataError, with the nearest name, where the folder that ``option`` names is not there."""
+    if not root.is_dir():
+        near = difflib.get_close_matches(root.name, [p.name for p in root.parent.glob("*")], 1)
+        hint = f"; did you mean {root.parent / near[0]}?" if near else ""
+        raise DataError(f"{option} {root} {'is not a folder' if root.exists() else f'does not exist{hint}'}")
+
+
+def find_split(root: Path, split: str) -> Path | None:
+    """The folder or tar file of a split, under any of its usual names; None where there is none."""
+    for name in _split_names(split):
         if (root / name).is_dir():
             return root / name
         if (root / f"{name}.tar").is_file():
             return root / f"{name}.tar"
-    if not required:
-        return None
+    return None
+
+
+def _split_path(root: Path, split: str) -> Path:
+    if path := find_split(root, split):
+        return path
     there = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
-    choices = " or ".join(dict.fromkeys((split, *synonyms)))
+    choices = " or ".join(_split_names(split))
     raise DataError(f"DATA.ROOT {root} has no folder (nor .tar file) {choices}; it holds {there}")
+
+
+def _split_names(split: str) -> list[str]:
+    synonyms = next((group for group in SPLIT_NAMES if split in group), (split,))
+    return list(dict.fromkeys((split, *synonyms)))
 
 
 def _check_count(config: CfgNode, classes: list[str], where: str) -> None:

@@ -91,22 +91,22 @@ def _fail(error: object, code: int) -> None:
     sys.exit(code)
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, option: str = "--output") -> None:
     """Refuses an output folder that could not be written, before any work."""
     existing = folder
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir():
-        raise ConfigError(f"--output {folder}: {existing} is a file")
+        raise ConfigError(f"{option} {folder}: {existing} is a file")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(f"--output {folder}: {existing} is not writable")
+        raise ConfigError(f"{option} {folder}: {existing} is not writable")
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, option: str = "--output") -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--output {folder} cannot be made: {error.strerror}") from error
+        raise ConfigError(f"{option} {folder} cannot be made: {error.strerror}") from error
 
 
 def resume_path(args: argparse.Namespace) -> Path | None:

@@ -1,0 +1,124 @@
+"""ImageNet, or another set of images in class folders, in any form that the loaders take."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+from ..sources import DataError, FolderImages, check_root, find_split, open_tar
+from .report import SPLITS, Look, Progress, Report, look_at, silent, survey
+
+WORDNET = re.compile(r"n\d{8}")
+PUBLISHED_CLASSES = 1000
+PUBLISHED_IMAGES = {"train": 1_281_167, "val": 50_000}
+HINT = "; --classes N for another data set"
+
+
+def check_imagenet(
+    root: str | Path,
+    classes: int | None = None,
+    splits: tuple[str, ...] = SPLITS,
+    fast: bool = False,
+    workers: int = 0,
+    progress: Progress = silent,
+) -> Report:
+    """Checks ``root/SPLIT/CLASS/**/IMAGE`` or ``root/SPLIT.tar``.
+
+    Args:
+        classes: how many there are; None: 1000, with as many images as published, if the folders have WordNet names.
+        fast: sizes only, without decoding.
+
+    Raises:
+        DataError: no such folder.
+    """
+    root = Path(root)
+    check_root(root, "ROOT")
+    report = Report("imagenet", str(root))
+    found: dict[str, set[str]] = {}
+    numbers: dict[str, int] = {}
+    for split in splits:
+        path = find_split(root, split)
+        if path is None:
+            report.add("split missing", root / split, f"{root} has no folder and no .tar file of that name")
+        elif path.suffix == ".tar":
+            found[split], numbers[split] = _check_tar(report, split, path, fast, workers, progress)
+        else:
+            found[split], numbers[split] = _check_folder(report, split, path, fast, workers, progress)
+    _compare_splits(report, root, found)
+    names = set().union(*found.values())
+    is_imagenet = len([name for name in names if WORDNET.fullmatch(name)]) > len(names) / 2
+    if names and classes is None and not is_imagenet:
+        report.notes.append(f"another data set than ImageNet: {len(names)} classes; --classes N checks their number")
+    for split, own in found.items():
+        if classes is not None or is_imagenet:
+            expected = classes or PUBLISHED_CLASSES
+            report.expect("number of classes", root / split, len(own), expected, "" if classes else HINT)
+        if classes is None and is_imagenet:
+            report.expect("number of images", root / split, numbers[split], PUBLISHED_IMAGES[split], HINT)
+    return report
+
+
+def _compare_splits(report: Report, root: Path, found: dict[str, set[str]]) -> None:
+    if len(found) == 2:
+        for one, other in (SPLITS, SPLITS[::-1]):
+            for name in sorted(found[one] - found[other]):
+                report.add(f"class in {one} only", root / one / name)
+
+
+def _check_folder(
+    report: Report, split: str, path: Path, fast: bool, workers: int, progress: Progress
+) -> tuple[set[str], int]:
+    """Class names and number of images."""
+    classes = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+    if not classes:
+        loose = sum(entry.is_file() for entry in path.iterdir())
+        detail = f"{loose} files lie in it directly; the loaders expect {path.name}/CLASS/IMAGE" if loose else "empty"
+        report.add("no class folders", path, detail)
+    images = FolderImages(path, classes)
+    per_class = Counter(classes[index] for _, index in images.samples)
+    for name in classes:
+        if not per_class[name]:
+            report.add("class without images", path / name)
+    files = sum(entry.is_file() for name in classes for entry in (path / name).rglob("*"))
+    if files > len(images):
+        report.notes.append(f"{split}: {files - len(images)} files in class folders are no images by their names")
+    names = [name for name, _ in images.samples]
+    for name, look in survey(partial(look_at, decode=not fast), names, workers, progress, f"{split} images"):
+        if look.error:
+            report.add("image unreadable", name, look.error)
+    return _count(report, split, classes, len(images))
+
+
+def _check_tar(
+    report: Report, split: str, path: Path, fast: bool, workers: int, progress: Progress
+) -> tuple[set[str], int]:
+    """Class names and number of images; tar files inside the tar file are classes."""
+    try:
+        source = open_tar(path)
+    except DataError as error:
+        report.add("tar file unreadable", path, str(error))
+        return _count(report, split, [], 0)
+    places = [
+        (member.offset_data + (0 if inside is None else inside.offset_data), member.size)
+        for member, _, inside in source.items.samples
+    ]
+    look_inside = partial(_look_into_tar, str(path), not fast)
+    for index, (_, look) in enumerate(survey(look_inside, places, workers, progress, f"{split} images")):
+        if look.error:
+            report.add("image unreadable", f"{path}: {source.name(index)}", look.error)
+    return _count(report, split, source.classes, len(source))
+
+
+def _look_into_tar(path: str, decode: bool, place: tuple[int, int]) -> Look:
+    offset, size = place
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return look_at(io.BytesIO(file.read(size)), decode)
+
+
+def _count(report: Report, split: str, classes: list[str], images: int) -> tuple[set[str], int]:
+    report.counts |= {f"{split} classes": len(classes), f"{split} images": images}
+    return set(classes), images
