@@ -87,6 +87,8 @@ def run(main: Callable[[], None]) -> None:
 
 def _fail(error: object, code: int) -> None:
     rank = os.environ.get("RANK", "0")
+    if "Original Traceback" in (text := str(error)):  # from a loader process
+        error = text.strip().splitlines()[-1].partition(": ")[2]
     print(f"{'' if rank == '0' else f'[rank {rank}] '}error: {error}", file=sys.stderr)
     sys.exit(code)
 

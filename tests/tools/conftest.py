@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from elsa.data import write_digits_ade
 from elsa.models import mmcv_ops
 
 mmcv_ops.provide()  # before a test imports mmdet or mmseg
@@ -192,3 +193,64 @@ custom_hooks = [dict(type="RunRecords", metric="coco/bbox_mAP", every=2, max_bad
 """
     )
     return path
+
+
+@pytest.fixture(scope="session")
+def ade(tmp_path_factory) -> Path:
+    """A data set of ten digits and a texture in ADE20K's layout, 6 scenes to train and 3 to validate: read only."""
+    return write_digits_ade(tmp_path_factory.mktemp("ade") / "digits", train=6, val=3)
+
+
+@pytest.fixture
+def segmentor(root, tmp_path, ade) -> Path:
+    """The digits segmentor on that data set: 6 steps, 3 an epoch, without pretrained weights."""
+    path = tmp_path / "segmentor.py"
+    path.write_text(
+        f"""
+_base_ = "{root}/configs/segmentation/upernet_elsa_swin_nano_digits.py"
+embedded = None
+data_root = "{ade}/"
+model = dict(backbone=dict(pretrained=None, drop_path_rate=0.1), decode_head=dict(channels=16))
+train_dataloader = dict(dataset=dict(dataset=dict(data_root=data_root)))
+val_dataloader = dict(dataset=dict(data_root=data_root))
+test_dataloader = val_dataloader
+global_batch = 2
+train_cfg = dict(max_iters=6, val_interval=4)
+custom_hooks = [dict(type="RunRecords", metric="single_scale/mIoU", every=2, max_bad=2)]
+"""
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def signal_at():
+    """``signal_at(iteration, number)``: a line of configuration that has this process sent a signal in an iteration."""
+    from mmengine.hooks import Hook
+    from mmengine.registry import HOOKS
+
+    class SignalAt(Hook):
+        def __init__(self, iteration: int, number: int) -> None:
+            self.iteration, self.number = iteration, number
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter == self.iteration:
+                os.kill(os.getpid(), self.number)
+
+    HOOKS.register_module(name="SignalAt", module=SignalAt, force=True)
+    return lambda iteration, number: (
+        f"custom_hooks.append(dict(type='SignalAt', iteration={iteration}, number={int(number)}))\n"
+    )
+
+
+@pytest.fixture(scope="session")
+def plain_norms():
+    """``plain_norms(model configuration)``: the same with BN for SyncBN, which needs a GPU."""
+
+    def call(node):
+        for value in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
+            if isinstance(value, dict) and value.get("type") == "SyncBN":
+                value["type"] = "BN"
+            call(value)
+        return node
+
+    return call

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 
@@ -14,22 +13,8 @@ from PIL import Image
 
 pytest.importorskip("mmdet", reason="needs mmdet (requirements/dense_mm.txt)")
 
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
 from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
-
-
-@HOOKS.register_module()
-class SignalAt(Hook):
-    """Sends this process a signal in the middle of an iteration."""
-
-    def __init__(self, iteration: int, number: int) -> None:
-        self.iteration, self.number = iteration, number
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == self.iteration:
-            os.kill(os.getpid(), self.number)
 
 
 @pytest.fixture(scope="session")
@@ -126,19 +111,19 @@ def assert_same_state(one, other):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_that_was_stopped_within_an_epoch_continues_bit_for_bit(tool, detector, trained, tmp_path, workers):
+def test_a_run_that_was_stopped_within_an_epoch_continues_bit_for_bit(
+    tool, detector, trained, tmp_path, workers, signal_at
+):
     """SIGTERM in iteration 2 and SIGINT in iteration 5 of 8, the latter in the second epoch."""
-    stopped, hooks = tmp_path / "stopped", detector.read_text()
+    stopped, text = tmp_path / "stopped", detector.read_text()
     for iteration, number in ((2, signal.SIGTERM), (5, signal.SIGINT)):
-        detector.write_text(
-            hooks + f"custom_hooks.append(dict(type='SignalAt', iteration={iteration}, number={int(number)}))\n"
-        )
+        detector.write_text(text + signal_at(iteration, number))
         options = ["--resume", "auto", "--set", f"train_dataloader.num_workers={workers}"]
         outcome = tool("train", detector, "--output", stopped, *options)
         assert outcome.code == 0, outcome.err
         assert "stopped after iteration" in outcome.err
         assert tensors(stopped / "last.pt")["iter"] == iteration + 1
-    detector.write_text(hooks)
+    detector.write_text(text)
     assert tool("train", detector, "--output", stopped, "--resume", "auto").code == 0
     assert_same_state(trained / "last.pt", stopped / "last.pt")
     steps = [json.loads(line)["step"] for line in (stopped / "log.jsonl").open() if '"train"' in line]

@@ -1,0 +1,258 @@
+"""Training, evaluating and predicting with a segmentor; released segmentors; a user's mistakes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("mmseg", reason="needs mmseg (requirements/dense_mm.txt)")
+
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import PixelData
+from mmengine.utils import import_modules_from_strings
+from mmseg.datasets import ADE20KDataset
+from mmseg.structures import SegDataSample
+
+ROOT = Path(__file__).resolve().parents[2]
+CLASSES, PALETTE = ADE20KDataset.METAINFO["classes"], ADE20KDataset.METAINFO["palette"]
+# As published, in millions, rounded; the Swin rows from the paper's comparison.
+PARAMETERS = {"elsa_swin_tiny": 61, "elsa_swin_small": 85, "swin_tiny": 60, "swin_small": 81}
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def tensors(path):
+    return torch.load(path, weights_only=True)
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("segmentor") / "run"
+
+
+@pytest.fixture
+def trained(tool, segmentor, run_folder):
+    """The folder of an uninterrupted run, the same for all tests: read only."""
+    if not run_folder.exists():
+        outcome = tool("train", segmentor, "--output", run_folder)
+        assert outcome.code == 0, outcome.err
+    return run_folder
+
+
+def test_train_evaluate_predict(tool, segmentor, trained, ade, tmp_path):
+    log = [json.loads(line) for line in (trained / "log.jsonl").open()]
+    evaluated = [record for record in log if record["kind"] == "eval"]
+    assert [record["step"] for record in evaluated] == [4, 6]
+    assert read(trained / "summary.json")["iterations"] == 6
+
+    options = ["--pictures", "2", "--per-class", "--output", tmp_path / "eval"]
+    outcome = tool("evaluate", segmentor, trained / "last.pt", *options)
+    assert outcome.code == 0, outcome.err
+    metrics = read(tmp_path / "eval" / "results.json")["metrics"]
+    assert metrics["single_scale/mIoU"] == evaluated[-1]["single_scale/mIoU"]
+    for scales in ("single_scale", "multi_scale"):
+        per_class = [metrics[f"{scales}/IoU/{name}"] for name in (*"0123456789", "texture")]
+        known = [value for value in per_class if value is not None]
+        assert np.mean(known) == pytest.approx(metrics[f"{scales}/mIoU"], abs=0.02)
+        assert {f"{scales}/aAcc", f"{scales}/mAcc"} <= set(metrics)
+    assert np.asarray(Image.open(tmp_path / "eval" / "predictions.png").convert("L")).std() > 10
+
+    image = next((ade / "images" / "validation").glob("*.jpg"))
+    outcome = tool("predict", segmentor, trained / "last.safetensors", image, "--output", tmp_path / "said")
+    assert outcome.code == 0, outcome.err
+    said = read(tmp_path / "said" / "predictions.json")["images"][0]
+    labels = np.asarray(Image.open(tmp_path / "said" / said["labels"]))
+    assert labels.shape == (said["height"], said["width"])
+    assert 1 <= labels.min() <= labels.max() <= 11
+    assert sum(said["shares"].values()) == pytest.approx(1, abs=0.01)
+
+
+def test_miou_is_the_definition(tool, segmentor, trained, ade, tmp_path):
+    """From the predicted label maps: intersection over union per class over all images, unlabelled pixels left out."""
+    options = ["--scales", "single", "--output", tmp_path / "eval"]
+    outcome = tool("evaluate", segmentor, trained / "last.pt", *options)
+    metrics = read(tmp_path / "eval" / "results.json")["metrics"]
+    assert not [name for name in metrics if name.startswith("multi")]
+    images = ade / "images" / "validation"
+    assert tool("predict", segmentor, trained / "last.pt", images, "--output", tmp_path / "said").code == 0
+    both, either = np.zeros(12), np.zeros(12)
+    for said in read(tmp_path / "said" / "predictions.json")["images"]:
+        ours = np.asarray(Image.open(tmp_path / "said" / said["labels"]))
+        truth = np.asarray(Image.open(ade / "annotations" / "validation" / f"{Path(said['file_name']).stem}.png"))
+        for label in range(1, 12):
+            both[label] += ((ours == label) & (truth == label)).sum()
+            either[label] += (((ours == label) | (truth == label)) & (truth > 0)).sum()
+    shares = both[1:][either[1:] > 0] / either[1:][either[1:] > 0]
+    assert outcome.code == 0
+    assert metrics["single_scale/mIoU"] == pytest.approx(100 * shares.mean(), abs=0.01)
+
+
+def test_a_run_that_was_stopped_continues_bit_for_bit(tool, segmentor, trained, tmp_path, signal_at):
+    """SIGTERM in iteration 1, and in 4, after the first evaluation and within the second epoch."""
+    text = segmentor.read_text()
+    for iteration in (1, 4):
+        segmentor.write_text(text + signal_at(iteration, signal.SIGTERM))
+        outcome = tool("train", segmentor, "--output", tmp_path / "run", "--resume", "auto")
+        assert outcome.code == 0, outcome.err
+        assert tensors(tmp_path / "run" / "last.pt")["iter"] == iteration + 1
+    segmentor.write_text(text)
+    assert tool("train", segmentor, "--output", tmp_path / "run", "--resume", "auto").code == 0
+    one, two = tensors(trained / "last.pt"), tensors(tmp_path / "run" / "last.pt")
+    assert all(torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items())
+    assert one["history"] == two["history"]
+
+
+def test_sliding_windows_larger_and_smaller_than_the_image(tool, segmentor, trained, tmp_path):
+    found = {}
+    for crop in ((96, 96), (640, 640)):
+        output = tmp_path / f"slide{crop[0]}"
+        options = ["model.test_cfg.mode=slide", f"model.test_cfg.crop_size={crop}", "model.test_cfg.stride=(64, 64)"]
+        arguments = [segmentor, trained / "last.pt", "--scales", "single", "--output", output]
+        outcome = tool("evaluate", *arguments, "--set", *options)
+        assert outcome.code == 0, outcome.err
+        found[crop] = read(output / "results.json")["metrics"]["single_scale/mIoU"]
+    tool("evaluate", segmentor, trained / "last.pt", "--scales", "single", "--output", tmp_path / "whole")
+    whole = read(tmp_path / "whole" / "results.json")["metrics"]["single_scale/mIoU"]
+    assert found[640, 640] == pytest.approx(whole, abs=0.01), "one window that holds the image is the whole image"
+
+
+def test_a_training_crop_larger_than_the_image_is_padded(tool, segmentor, tmp_path):
+    options = [
+        "model.data_preprocessor.size=(320, 320)",
+        "train_dataloader.dataset.dataset.pipeline.3.crop_size=(320, 320)",
+    ]
+    outcome = tool("train", segmentor, "--output", tmp_path / "run", "--set", *options, "train_cfg.max_iters=1")
+    assert outcome.code == 0, outcome.err
+
+
+def load(name: str) -> Config:
+    config = Config.fromfile(ROOT / "configs/segmentation" / f"upernet_{name}.py")
+    import_modules_from_strings(**config.custom_imports)
+    init_default_scope(config.default_scope)
+    return config
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_every_configuration_builds_learns_and_predicts(name, plain_norms):
+    config = load(name)
+    assert len((ROOT / "configs/segmentation" / f"upernet_{name}.py").read_text().splitlines()) <= 15
+    model = MODELS.build(plain_norms(config.model))
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == PARAMETERS[name]
+    sample = SegDataSample(metainfo=dict(img_shape=(64, 96), ori_shape=(64, 96)))
+    sample.gt_sem_seg = PixelData(data=torch.randint(0, 150, (1, 64, 96)))
+    images = [torch.randint(0, 255, (3, 64, 96), dtype=torch.uint8)] * 2
+    model.data_preprocessor.size = (64, 96)
+    batch = model.data_preprocessor(dict(inputs=images, data_samples=[sample, sample.clone()]), training=True)
+    losses = model.train()(**batch, mode="loss")
+    total = sum(value for key, value in losses.items() if "loss" in key)
+    total.backward()
+    assert torch.isfinite(total)
+    assert model.backbone.layers[0].blocks[0].mlp.fc1.weight.grad.abs().sum() > 0
+    with torch.no_grad():
+        found = model.eval().test_step(dict(inputs=images[:1], data_samples=[sample]))[0]
+    assert found.pred_sem_seg.data.shape == (1, 64, 96)
+
+
+def test_the_recipe_is_the_published_one():
+    config = load("elsa_swin_tiny")
+    assert (config.train_cfg.max_iters, config.global_batch) == (160000, 16)
+    assert config.optim_wrapper.optimizer == dict(type="AdamW", lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01)
+    warm_up, decay = config.param_scheduler
+    assert (warm_up.start_factor, warm_up.end, decay.type, decay.power, decay.eta_min) == (
+        1e-6,
+        1500,
+        "PolyLR",
+        1.0,
+        0.0,
+    )
+    assert config.model.backbone.drop_path_rate == 0.3
+    head, auxiliary = config.model.decode_head, config.model.auxiliary_head
+    assert (head.channels, head.pool_scales, head.num_classes) == (512, (1, 2, 3, 6), 150)
+    assert (auxiliary.channels, auxiliary.in_index, auxiliary.loss_decode.loss_weight) == (256, 2, 0.4)
+    assert head.norm_cfg.type == auxiliary.norm_cfg.type == "SyncBN"
+    resize, crop = config.train_pipeline[2], config.train_pipeline[3]
+    assert (resize.scale, resize.ratio_range) == ((2048, 512), (0.5, 2.0))
+    assert (crop.crop_size, crop.cat_max_ratio) == ((512, 512), 0.75)
+    scales = [step.scale for step in config.tta_pipeline[1].transforms[0]]
+    assert [short for _, short in scales] == [256, 384, 512, 640, 768, 896]
+    assert [step.prob for step in config.tta_pipeline[1].transforms[1]] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_a_released_segmentor_is_evaluated(tool, golden, ade, tmp_path, size):
+    """A file as mmseg 0.11 wrote it: its names and shapes, ``meta`` with classes and palette."""
+    shapes = golden.json("released_dense_state_dicts")[f"upernet_elsa_swin_{size}"]
+    torch.manual_seed(0)
+    state = {
+        name: torch.zeros(shape, dtype=torch.int64) if name.endswith(("num_batches_tracked", "relative_id"))
+        else torch.rand(shape) * 0.1
+        for name, shape in shapes.items()
+    }  # fmt: skip
+    meta = dict(mmseg_version="0.11.0+unknown", iter=160000, CLASSES=CLASSES, PALETTE=PALETTE, env_info="Python: 3.7")
+    torch.save(dict(meta=meta, state_dict=state, optimizer={}), tmp_path / "released.pth")
+    outcome = tool(
+        "evaluate", ROOT / f"configs/segmentation/upernet_elsa_swin_{size}.py", tmp_path / "released.pth",
+        "--output", tmp_path / "eval", "--scales", "single", "--set", f"data_root={ade}",
+        "test_dataloader.dataset.pipeline.1.scale=(96, 96)", "test_dataloader.num_workers=0",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert f"loaded {len(shapes)} of {len(shapes)} tensors" in outcome.err
+    results = read(tmp_path / "eval" / "results.json")
+    assert results["checkpoint"]["meta"]["mmseg_version"] == "0.11.0+unknown"
+    assert 0 <= results["metrics"]["single_scale/mIoU"] <= 100
+
+
+def lose_map(root):
+    next((root / "annotations" / "training").glob("*.png")).unlink()
+
+
+def lose_image(root):
+    next((root / "images" / "training").glob("*.jpg")).unlink()
+
+
+def change_map(change):
+    def call(root):
+        for path in (root / "annotations" / "training").glob("*.png"):
+            change(Image.open(path)).save(path)
+
+    return call
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [
+        (lose_map, ["1 with no label map"]),
+        (lose_image, ["1 with a label map but no image"]),
+        (change_map(lambda labels: labels.convert("RGB")), ["has 3 channels", "no colours"]),
+        (change_map(lambda labels: labels.resize((50, 60))), ["is 50×60, its image"]),
+        (change_map(lambda labels: labels.point(lambda value: value + 9)), ["has label", "1 … 11"]),
+    ],
+    ids=["no map", "no image", "RGB", "size", "labels"],
+)
+def test_training_refuses_damaged_data(refused, tool, segmentor, ade, tmp_path, damage, parts, workers):
+    shutil.copytree(ade, tmp_path / "damaged")
+    damage(tmp_path / "damaged")
+    options = [f"data_root={tmp_path / 'damaged'}", f"train_dataloader.num_workers={workers}"]
+    refused(tool("train", segmentor, "--output", tmp_path / "run", "--set", *options), *parts)
+
+
+def test_a_checkpoint_of_another_class_count(refused, tool, segmentor, trained, tmp_path):
+    state = tensors(trained / "last.pt")
+    del state["classes"]
+    state["state_dict"]["decode_head.conv_seg.weight"] = torch.zeros(150, 16, 1, 1)
+    torch.save(state, tmp_path / "ade.pth")
+    outcome = tool("evaluate", segmentor, tmp_path / "ade.pth", "--output", tmp_path / "eval")
+    refused(outcome, "conv_seg.weight is (150, 16, 1, 1), the model has (11, 16, 1, 1)")
+    outcome = tool("train", segmentor, "--output", tmp_path / "new", "--set", "model.decode_head.num_classes=150")
+    refused(outcome, "decode_head.num_classes is 150", "11 classes")
