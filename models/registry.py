@@ -53,7 +53,7 @@ VARIANTS: dict[str, SwinSpec | VOLOSpec] = {
     "elsa_swin_tiny": SwinSpec(96, (2, 2, 6, 2), (3, 6, 12, 24), 4, 0.1),
     "elsa_swin_small": SwinSpec(96, (2, 2, 18, 2), (3, 6, 12, 24), 8, 0.3),
     "elsa_swin_base": SwinSpec(128, (2, 2, 18, 2), (4, 8, 16, 32), 8, 0.5),
-    "elsa_volo_nano": VOLOSpec((2, 1, 1, 1), (32, 64), (1, 2), 0.0, stem_hidden_dim=16),
+    "elsa_volo_nano": VOLOSpec((2, 1, 1, 1), (64, 128), (2, 4), 0.0, stem_hidden_dim=32),
     "elsa_volo_d1": VOLOSpec((4, 4, 8, 2), (192, 384), (6, 12), 0.1),
     "elsa_volo_d2": VOLOSpec((6, 4, 10, 4), (256, 512), (8, 16), 0.2),
     "elsa_volo_d3": VOLOSpec((8, 8, 16, 4), (256, 512), (8, 16), 0.5),

@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 from elsa.data import Source, open_splits
 from elsa.engine import ConfigError, Runtime, describe_environment, logger, seed_everything
 from elsa.kernels import backend_info
-from elsa.models import ELSASwin, load_pretrained
+from elsa.models import ELSAVOLO, VARIANTS, ELSASwin, load_pretrained
 from elsa.models.swin import SwinStages
 
 
@@ -70,6 +70,21 @@ def build_model(config: CfgNode, pretrained: bool) -> nn.Module:
     return network.train()
 
 
+def token_grid(config: CfgNode, model: nn.Module) -> tuple[int, int]:
+    """Rows and columns of the patch tokens that the model makes of DATA.IMG_SIZE.
+
+    Raises:
+        ConfigError: a model without token logits.
+    """
+    stride = getattr(model, "token_stride", None)
+    if stride is None:
+        names = ", ".join(name for name in VARIANTS if "volo" in name)
+        raise ConfigError(
+            f"TOKENS.ENABLED needs a model with token logits ({names}), but MODEL.NAME is {config.MODEL.NAME}"
+        )
+    return (config.DATA.IMG_SIZE // stride,) * 2
+
+
 def open_data(config: CfgNode, runtime: Runtime, *splits: str) -> list[Source | IterableDataset]:
     """The splits; the main process prepares embedded data before the others look for it."""
     with runtime.main_first():
@@ -93,6 +108,6 @@ def parameters(network: nn.Module) -> int:
 def _nearest_argument(message: str) -> str:
     """The argument of the ELSA models that a misspelt one is nearest to."""
     found = re.search(r"unexpected keyword argument '(\w+)'", message)
-    known = {*inspect.signature(SwinStages).parameters, *inspect.signature(ELSASwin).parameters}
+    known = {name for network in (SwinStages, ELSASwin, ELSAVOLO) for name in inspect.signature(network).parameters}
     near = difflib.get_close_matches(found[1], known, 1) if found else []
     return f"; did you mean {near[0]}?" if near else ""

@@ -122,7 +122,7 @@ def test_size_channels_classes_and_drop_path_are_taken(name):
     model = build(name, num_classes=7, img_size=(48, 80), in_chans=1, drop_path_rate=0.25, drop_rate=0.1).eval()
     assert model.num_classes == 7
     if name == VOLO:
-        assert model.pos_embed.shape == (1, 3, 5, 64)
+        assert model.pos_embed.shape == (1, 3, 5, 128)
     else:
         assert model.patch_embed.img_size == (48, 80)
         assert model.patch_embed.grid_size == (12, 20)

@@ -130,8 +130,8 @@ def test_any_input_size(attention, size):
         first, last = model.forward_intermediates(torch.randn(2, 3, *size), indices=[0, 3], intermediates_only=True)
     assert logits.shape == (2, 7)
     assert tokens.shape == (2, -(-size[0] // 16) * -(-size[1] // 16), 7)
-    assert first.shape == (2, 32, -(-size[0] // 8), -(-size[1] // 8))
-    assert last.shape == (2, 64, -(-size[0] // 16), -(-size[1] // 16))
+    assert first.shape == (2, 64, -(-size[0] // 8), -(-size[1] // 8))
+    assert last.shape == (2, 128, -(-size[0] // 16), -(-size[1] // 16))
 
 
 def test_the_position_embedding_follows_the_input_size():
@@ -145,7 +145,7 @@ def test_the_position_embedding_follows_the_input_size():
     with torch.no_grad():
         before = model(x)
         model.set_input_size((96, 128))
-        assert model.pos_embed.shape == (1, 6, 8, 64)
+        assert model.pos_embed.shape == (1, 6, 8, 128)
         torch.testing.assert_close(model(x), before, atol=1e-5, rtol=1e-4)
     assert model.pos_embed.requires_grad
 
@@ -155,7 +155,7 @@ def test_weights_of_another_input_size_are_loaded_and_the_report_says_so(tmp_pat
     torch.save(small.state_dict(), path)
     large = build(num_classes=7, img_size=(96, 128)).eval()
     report = load_pretrained(large, path)
-    assert str(report).endswith("resized: pos_embed 1×4×4×64 → 1×6×8×64")
+    assert str(report).endswith("resized: pos_embed 1×4×4×128 → 1×6×8×128")
     x = torch.randn(1, 3, 96, 128)
     with torch.no_grad():
         torch.testing.assert_close(large(x), small(x), atol=1e-5, rtol=1e-4)

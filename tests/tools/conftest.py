@@ -22,6 +22,15 @@ class Outcome:
     out: str
     err: str
 
+    def refused(self, *parts: str) -> None:
+        """The tool ended with one line that says all of ``parts``, exit code 2, no traceback."""
+        assert self.code == 2, self.err
+        last = self.err.splitlines()[-1]
+        assert last.startswith("error: ")
+        for part in parts:
+            assert part in last
+        assert "Traceback" not in self.err
+
 
 @pytest.fixture
 def tool(root, monkeypatch):
