@@ -208,6 +208,19 @@ def test_training_with_label_maps_resumes_bit_for_bit(tool, volo, labels, tmp_pa
         assert same(whole[entry], pieces[entry])
 
 
+def test_two_processes_report_what_their_checkpoint_gives_alone(tool, start, volo, labels, tmp_path):
+    """Each process has its own statistics of batch normalisation; one of them is evaluated and saved."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    process = start(launcher, "train", volo, "--output", tmp_path / "two", "--device", "cpu")
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    outcome = tool("evaluate", volo, tmp_path / "two/last.pt", "--output", tmp_path / "eval")
+    assert outcome.code == 0, outcome.err
+    alone = json.loads((tmp_path / "eval/results.json").read_text())["metrics"]
+    reported = json.loads((tmp_path / "two/summary.json").read_text())["last"]
+    assert alone["loss"] == pytest.approx(reported["loss"], rel=1e-5)
+
+
 def test_label_maps_mixing_and_ground_truth_each_change_the_run(tool, volo, labels, tmp_path):
     runs = {
         "all": [],
