@@ -21,12 +21,8 @@ from elsa.models import ELSAVOLO, VARIANTS, ELSASwin, load_pretrained
 from elsa.models.swin import SwinStages
 
 
-def build_model(config: CfgNode, pretrained: bool) -> nn.Module:
-    """The model of MODEL, the same for the same seed, checked to take DATA.IMG_SIZE.
-
-    Args:
-        pretrained: whether to start from MODEL.PRETRAINED; not where a checkpoint replaces the weights anyway, so that
-            a run can be resumed or evaluated without the file that it started from.
+def create_network(config: CfgNode) -> nn.Module:
+    """The model of MODEL for DATA.IMG_SIZE, freshly initialised, the same for the same seed.
 
     Raises:
         ConfigError: a name, an argument or an image size that it cannot be built with.
@@ -45,16 +41,28 @@ def build_model(config: CfgNode, pretrained: bool) -> nn.Module:
     size = config.DATA.IMG_SIZE
     try:
         try:
-            network = timm.create_model(model.NAME, img_size=size, **common, **model.KWARGS)
+            return timm.create_model(model.NAME, img_size=size, **common, **model.KWARGS)
         except TypeError as error:
             if "'img_size'" not in str(error):
                 raise
-            network = timm.create_model(model.NAME, **common, **model.KWARGS)
+            return timm.create_model(model.NAME, **common, **model.KWARGS)
     except TypeError as error:
         raise ConfigError(f"{model.NAME}: {error}{_nearest_argument(str(error))}") from error
     except (ValueError, RuntimeError, AssertionError) as error:
         raise ConfigError(f"{model.NAME} with IMG_SIZE {size} and {dict(model.KWARGS)}: {error}") from error
 
+
+def build_model(config: CfgNode, pretrained: bool) -> nn.Module:
+    """``create_network``, checked to take DATA.IMG_SIZE.
+
+    Args:
+        pretrained: whether to start from MODEL.PRETRAINED; not where a checkpoint replaces the weights anyway, so that
+            a run can be resumed or evaluated without the file that it started from.
+
+    Raises:
+        ConfigError: a name, an argument or an image size that it cannot be built with.
+    """
+    network, model, size = create_network(config), config.MODEL, config.DATA.IMG_SIZE
     try:
         with torch.inference_mode():
             shape = tuple(network.eval()(torch.zeros(1, model.IN_CHANS, size, size)).shape)
