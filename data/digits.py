@@ -2,50 +2,45 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
+
+from .folders import write_folder
 
 DIGITS_COUNT = {"train": 1437, "val": 360}
 
 
 def write_digits(root: str | Path) -> Path:
-    """Writes ``root/{train,val}/{0…9}/*.png``, 8×8 grey, unless it is there.
+    """Writes ``root/{train,val}/{0…9}/*.png``, 8×8 grey, unless it is there. The folder appears whole or not at all."""
+    return write_folder(root, _is_complete, _fill)
+
+
+def split_digits() -> dict[str, list[tuple[int, int, np.ndarray]]]:
+    """(number, label, pixels) of each digit of "train" and "val"; pixels (8, 8) uint8, the stroke bright.
 
     1,797 digits written by 43 people (UCI, E. Alpaydin and C. Kaynak, 1998), split 80/20 with the class shares kept,
-    the same on every machine. The folder appears whole or not at all.
+    the same on every machine.
     """
-    root = Path(root)
-    if _is_complete(root):
-        return root
-    if root.exists() and any(root.iterdir()):
-        raise FileExistsError(f"{root} exists and does not hold the digits; remove it or choose another DATA.ROOT")
-
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
-    numbers = range(len(digits.target))
-    train, val = train_test_split(numbers, test_size=0.2, random_state=0, stratify=digits.target)
-    root.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
-    try:
-        for split, members in (("train", train), ("val", val)):
-            for number in members:
-                path = beside / split / str(digits.target[number]) / f"{number:04d}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray((digits.images[number] * (255 / 16)).round().astype("uint8")).save(path)
-        beside.chmod(0o755)
-        try:
-            beside.replace(root)
-        except OSError:
-            if not _is_complete(root):  # else another process was faster
-                raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return root
+    pixels = (digits.images * (255 / 16)).round().astype("uint8")
+    splits = train_test_split(range(len(digits.target)), test_size=0.2, random_state=0, stratify=digits.target)
+    return {
+        split: [(number, int(digits.target[number]), pixels[number]) for number in members]
+        for split, members in zip(DIGITS_COUNT, splits, strict=True)
+    }
+
+
+def _fill(root: Path) -> None:
+    for split, members in split_digits().items():
+        for number, label, pixels in members:
+            path = root / split / str(label) / f"{number:04d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
 
 
 def _is_complete(root: Path) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import math
 import pickle
 import re
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+
+from .layers import resize_map
 
 # Harmless classes found in published files: timm 0.4 stores its argparse.Namespace, and metrics are numpy scalars,
 # which numpy 1 and numpy 2 write under different names.
@@ -200,6 +203,57 @@ def load_pretrained(
 
 def _size(tensor: Tensor) -> str:
     return "×".join(map(str, tensor.shape))
+
+
+def load_backbone(model: nn.Module, checkpoint: str | Path, trust: bool = False) -> LoadReport:
+    """Starts a dense backbone from a classifier, or from the backbone of a detector or segmentor.
+
+    A classifier has no ``norm0…norm3``, which stay as initialised, and its own last norm and head are left out; every
+    other tensor must be there and fit. An absolute position embedding is brought to the dense layout (1, C, H, W);
+    weights of a Swin Transformer, in the names of its authors or of timm, to ours.
+
+    Raises:
+        CheckpointError: see ``load_pretrained``.
+    """
+    entry, tensors = select_weights(read_checkpoint(checkpoint, trust))
+    if any(name.startswith("backbone.") for name in tensors):
+        tensors = {n.removeprefix("backbone."): value for n, value in tensors.items() if n.startswith("backbone.")}
+    if any(name.endswith("attn.qkv.weight") for name in tensors):
+        tensors = _from_swin_names(tensors)
+    own = model.state_dict()
+    given = {name: value for name, value in tensors.items() if name.split(".")[0] not in ("norm", "head")}
+    table, layout = given.get("absolute_pos_embed"), own.get("absolute_pos_embed")
+    if table is not None and layout is not None and table.ndim == 3:
+        side = math.isqrt(table.shape[1])
+        if side * side != table.shape[1]:
+            raise CheckpointError(f"checkpoint {checkpoint}: absolute_pos_embed {tuple(table.shape)} is no square map")
+        given["absolute_pos_embed"] = resize_map(table.transpose(1, 2).unflatten(2, (side, side)), layout.shape[2:])
+    kept = [name for name in own if name not in given and re.match(r"norm\d\.|.*\.relative_id$", name)]
+    try:
+        report = load_pretrained(model, {"state_dict": given}, ignore=kept)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint} for the backbone: {error}") from error
+    return replace(report, entry=entry, ignored=tuple(name for name in report.ignored if name.startswith("norm")))
+
+
+def _from_swin_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Swin Transformer's tensors under ours: v, q, k packed in this order, the bias table flipped and transposed,
+    the merging of patches in the stage that it ends (timm has it at the head of the next)."""
+    timm_layout = "layers.0.downsample.reduction.weight" not in tensors
+    ours = {}
+    for name, value in tensors.items():
+        if name.endswith((".relative_position_index", ".attn_mask")):
+            continue
+        if ".attn.qkv." in name:
+            query, key, content = value.chunk(3)
+            name, value = name.replace("qkv", "pre_proj"), torch.cat((content, query, key))
+        elif name.endswith(".relative_position_bias_table"):
+            name, value = name.replace("relative_position_bias_table", "rb"), value.T.flip(1)
+        elif ".downsample." in name and timm_layout:
+            stage = int(name.split(".")[1])
+            name = name.replace(f"layers.{stage}.", f"layers.{stage - 1}.", 1)
+        ours[name.replace(".attn.proj.", ".attn.post_proj.")] = value
+    return ours
 
 
 def _some(names: list[str], limit: int = 6) -> str:

@@ -15,7 +15,7 @@ from elsa.engine import write_then_rename
 RIGHT, WRONG = "#1a7f37", "#cf222e"
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     write_then_rename(path, lambda beside: figure.savefig(beside, format="png", dpi=120))
 
 
@@ -42,7 +42,7 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> No
     rate.set(title="learning rate", xlabel="epoch", ylim=(0, None))
     for axis in (loss, accuracy, rate):
         axis.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_predictions(source: Source, rows: Sequence[tuple[int, int, int, float]], path: Path, title: str) -> None:
@@ -56,11 +56,17 @@ def draw_predictions(source: Source, rows: Sequence[tuple[int, int, int, float]]
     draw_grid(cells, path, title)
 
 
-def draw_grid(cells: Sequence[tuple[Image.Image, str, str]], path: Path, title: str, columns: int = 10) -> None:
-    """A grid of images with a coloured line of text above each; cells are (image, text, colour)."""
+def draw_grid(
+    cells: Sequence[tuple[Image.Image, str, str]],
+    path: Path,
+    title: str,
+    columns: int = 10,
+    cell: tuple[float, float] = (1.25, 1.6),
+) -> None:
+    """A grid of images with a coloured line of text above each; cells are (image, text, colour), ``cell`` in inches."""
     columns = min(columns, len(cells))
     lines = -(-len(cells) // columns)
-    figure = Figure(figsize=(max(1.25 * columns, 5), 1.6 * lines + 0.5), layout="constrained")
+    figure = Figure(figsize=(max(cell[0] * columns, 5), cell[1] * lines + 0.5), layout="constrained")
     figure.suptitle(title)
     axes = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axis in axes:
@@ -68,4 +74,4 @@ def draw_grid(cells: Sequence[tuple[Image.Image, str, str]], path: Path, title: 
     for axis, (image, text, colour) in zip(axes, cells, strict=False):
         axis.imshow(image, cmap="gray" if image.mode == "L" else None, interpolation="bicubic")
         axis.set_title(text, fontsize=9, color=colour)
-    _save(figure, path)
+    save_figure(figure, path)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Evaluate a checkpoint: top-1, top-5 and loss over the validation split.
+"""Evaluate a checkpoint over the validation split: top-1, top-5 and loss; box and mask AP of a detector.
 
 One process: python tools/evaluate.py CONFIG CHECKPOINT. Several: torchrun --nproc_per_node=N tools/evaluate.py …
 """
@@ -38,12 +38,22 @@ def main() -> None:
     arguments = parser(__doc__, checkpoint=True)
     arguments.add_argument("--output", type=Path, metavar="DIR", help="default: runs/evaluate/NAME-OF-CONFIG")
     arguments.add_argument(
-        "--pictures", type=int, default=0, metavar="N", help="draw N images with their predictions, mistakes first"
+        "--pictures",
+        type=int,
+        default=0,
+        metavar="N",
+        help="draw N images with their predictions; of classification, mistakes first",
     )
+    arguments.add_argument("--per-class", action="store_true", help="detection: AP of each class too")
     args, config = read(arguments)
     args.output = args.output or Path("runs/evaluate") / args.config.stem
     if args.pictures < 0:
         raise ConfigError(f"--pictures must be at least 0, got {args.pictures}")
+    if config is None:
+        from _dense_verbs import evaluate
+
+        evaluate(args)
+        return
     with distributed(args.device) as runtime:
         setup_logging(runtime)
         evaluate_checkpoint(config, args, runtime)

@@ -1,23 +1,26 @@
 #!/usr/bin/env python
-"""Classify images of one's own: python tools/predict.py CONFIG CHECKPOINT IMAGE|FOLDER --output DIR."""
+"""Predict for images of one's own: python tools/predict.py CONFIG CHECKPOINT IMAGE|FOLDER --output DIR.
+
+Classes with their confidence; for a configuration of detection, boxes and masks drawn and in COCO's format.
+"""
 
 from __future__ import annotations
 
+import argparse
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from _classification import build_model
-from _cli import check_writable, make_folder, parser, read, run
+from _cli import check_writable, find_images, make_folder, parser, read, run
 from _pictures import draw_grid
 from PIL import Image
-from timm.data import get_img_extensions
 from torch import nn
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from elsa.data import UNREADABLE, DataError, eval_transform
+from elsa.data import UNREADABLE, eval_transform
 from elsa.engine import ConfigError, choose_precision, distributed, logger, setup_logging, write_json
 from elsa.models import load_pretrained, read_checkpoint
 
@@ -28,8 +31,21 @@ def main() -> None:
     arguments = parser(__doc__, checkpoint=True)
     arguments.add_argument("images", type=Path, metavar="IMAGE|FOLDER")
     arguments.add_argument("--output", type=Path, default=Path("runs/predict"), metavar="DIR")
-    arguments.add_argument("--top", type=int, metavar="K", help="classes listed per image; default 5")
+    arguments.add_argument("--top", type=int, metavar="K", help="classification: classes listed per image; default 5")
+    arguments.add_argument(
+        "--threshold", type=float, default=0.3, metavar="SCORE", help="detection: objects drawn; the JSON has all"
+    )
     args, config = read(arguments)
+    if config is None:
+        from _dense_verbs import predict
+
+        predict(args)
+    else:
+        classify_images(args, config)
+
+
+def classify_images(args: argparse.Namespace, config: CfgNode) -> None:
+    """The classes of each image, as JSON and as a picture."""
     classes = config.MODEL.NUM_CLASSES
     top = min(5, classes) if args.top is None else args.top
     if not 1 <= top <= classes:
@@ -56,22 +72,6 @@ def main() -> None:
         logger.info("%s: %s", result["image"], listed)
     logger.info("%d of %d images classified: predictions.json and predictions.png in %s",
                 len(rows), len(paths), args.output)  # fmt: skip
-
-
-def find_images(place: Path) -> list[Path]:
-    """The image, or all images below a folder.
-
-    Raises:
-        DataError: nothing there.
-    """
-    if place.is_file():
-        return [place]
-    if not place.is_dir():
-        raise DataError(f"{place} does not exist")
-    endings = set(get_img_extensions())
-    if not (paths := sorted(path for path in place.rglob("*") if path.suffix.lower() in endings)):
-        raise DataError(f"{place} has no images (of {', '.join(sorted(endings))})")
-    return paths
 
 
 @torch.inference_mode()

@@ -7,15 +7,13 @@ One process: python tools/train.py CONFIG --output DIR. Several: torchrun --npro
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from _classification import build_model, environment, open_data, parameters, token_grid, weights_that_count
-from _cli import check_writable, make_folder, parser, read, run
+from _cli import check_writable, parser, read, resume_path, run, start_folder
 from _pictures import draw_curves
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -25,8 +23,6 @@ from yacs.config import CfgNode
 from elsa.data import Batch, build_mix, build_mix_token, eval_loader, token_targets, train_loader
 from elsa.data.loaders import micro_batch
 from elsa.engine import (
-    BEST,
-    LAST,
     ConfigError,
     Logbook,
     Precision,
@@ -64,6 +60,11 @@ def main() -> None:
     args, config = read(arguments)
     if args.output is None:
         raise ConfigError("--output DIR is needed: where checkpoints and logs go")
+    if config is None:
+        from _dense_verbs import train as train_dense
+
+        train_dense(args)
+        return
     with distributed(args.device) as runtime:
         setup_logging(runtime)
         train(config, args, runtime)
@@ -162,18 +163,9 @@ def find_resume(config: CfgNode, args: argparse.Namespace) -> tuple[Path, dict[s
     Raises:
         ConfigError: OUTPUT holds a run and nothing says what to do with it, or the configuration is another.
     """
-    last = args.output / f"{LAST}.pt"
-    if args.resume is None:
-        if last.exists() and not args.overwrite:
-            raise ConfigError(
-                f"{args.output} holds a run; --resume auto continues it, --overwrite replaces it, "
-                "or choose another --output"
-            )
+    path = resume_path(args)
+    if path is None:
         return None
-    path = last if args.resume == "auto" else Path(args.resume)
-    if args.resume == "auto" and not last.exists():
-        return None
-    path = path / f"{LAST}.pt" if path.is_dir() else path
     content = read_checkpoint(path)
     if not isinstance(content.get("config"), dict):
         raise ConfigError(f"{path} has weights only; --resume needs a last.pt. To start from it, set MODEL.PRETRAINED")
@@ -193,19 +185,11 @@ def restore(state: TrainState, path: Path, content: dict[str, Any]) -> None:
 
 def prepare_folder(config: CfgNode, args: argparse.Namespace, runtime: Runtime, fresh: bool) -> None:
     """Writes the resolved configuration and the environment of this launch before the first step."""
-    folder = args.output
     if runtime.is_main:
-        if fresh and args.overwrite:
-            for name in (f"{LAST}.pt", f"{LAST}.safetensors", f"{BEST}.pt", f"{BEST}.safetensors", "log.jsonl"):
-                (folder / name).unlink(missing_ok=True)
-            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        make_folder(folder)
-        launches = folder / "environment.json"
-        before = json.loads(launches.read_text()) if launches.exists() and not fresh else []
-        write_json(launches, [*before, {"time": time.strftime("%Y-%m-%d %H:%M:%S"), **environment(runtime)}])
-        write_text(folder / "config.yaml", dump(config))
+        start_folder(args, fresh, environment(runtime))
+        write_text(args.output / "config.yaml", dump(config))
     runtime.barrier()
-    setup_logging(runtime, folder / "train.log")
+    setup_logging(runtime, args.output / "train.log")
 
 
 def conclude(

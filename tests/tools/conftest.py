@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import runpy
 import subprocess
@@ -15,21 +16,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from elsa.models import mmcv_ops
+
+mmcv_ops.provide()  # before a test imports mmdet or mmseg
+
 
 @dataclass
 class Outcome:
     code: int
     out: str
     err: str
-
-    def refused(self, *parts: str) -> None:
-        """The tool ended with one line that says all of ``parts``, exit code 2, no traceback."""
-        assert self.code == 2, self.err
-        last = self.err.splitlines()[-1]
-        assert last.startswith("error: ")
-        for part in parts:
-            assert part in last
-        assert "Traceback" not in self.err
 
 
 @pytest.fixture
@@ -71,6 +67,37 @@ def start(root):
 
 
 @pytest.fixture(scope="session")
+def refused():
+    """``refused(outcome, *parts)``: the tool told a mistake in one line with these parts, and left with code 2."""
+
+    def call(outcome: Outcome, *parts: str) -> None:
+        assert outcome.code == 2, outcome.err
+        last = outcome.err.splitlines()[-1]
+        assert last.startswith("error: ")
+        for part in parts:
+            assert part in last
+        assert "Traceback" not in outcome.err
+
+    return call
+
+
+class Exploit:
+    """Unpickling this runs code."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.fixture
+def exploit():
+    """``exploit(path)``: an object that writes ``path`` when it is unpickled."""
+    return Exploit
+
+
+@pytest.fixture(scope="session")
 def images(tmp_path_factory) -> Path:
     """Four classes of striped 16×16 images, 12 to train and 5 to validate each."""
     root = tmp_path_factory.mktemp("images")
@@ -98,6 +125,64 @@ DATA: {{ROOT: {images}, IMG_SIZE: 32, BATCH: 8, EVAL_BATCH: 7, WORKERS: 0}}
 TRAIN: {{EPOCHS: 3, WARMUP_EPOCHS: 1, COOLDOWN_EPOCHS: 0, LR: 3.0e-3, EMA_DECAY: 0.5}}
 AMP: {{ENABLED: false}}
 LOG: {{EVERY: 2, TENSORBOARD: false}}
+"""
+    )
+    return path
+
+
+DIGITS = tuple("0123456789")
+
+
+def write_coco(root: Path, names: tuple[str, ...], train: int = 8, val: int = 3) -> Path:
+    """Bright squares on noise in COCO's layout, two to a picture, of some of the classes."""
+    random = np.random.default_rng(0)
+    (root / "annotations").mkdir(parents=True)
+    for split, count in (("train2017", train), ("val2017", val)):
+        (root / split).mkdir()
+        images, annotations = [], []
+        for number in range(1, count + 1):
+            width, height = (72, 48) if number % 3 else (48, 72)
+            pixels = random.integers(0, 60, (height, width, 3), dtype=np.uint8)
+            for _ in range(2):
+                x, y = int(random.integers(0, width - 24)), int(random.integers(0, height - 24))
+                pixels[y : y + 20, x : x + 20] = 200
+                outline = [x, y, x + 20, y, x + 20, y + 20, x, y + 20]
+                annotations.append(dict(
+                    id=len(annotations) + 1, image_id=number, category_id=int(random.integers(1, 4)), area=400,
+                    bbox=[x, y, 20, 20], iscrowd=0, segmentation=[outline],
+                ))  # fmt: skip
+            Image.fromarray(pixels).save(root / split / f"{number:03d}.jpg")
+            images.append(dict(id=number, file_name=f"{number:03d}.jpg", width=width, height=height))
+        categories = [dict(id=number + 1, name=name) for number, name in enumerate(names)]
+        content = dict(images=images, annotations=annotations, categories=categories)
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture(scope="session")
+def coco(tmp_path_factory) -> Path:
+    """A data set of ten classes in COCO's layout: read only."""
+    return write_coco(tmp_path_factory.mktemp("coco") / "digits", DIGITS)
+
+
+@pytest.fixture
+def detector(root, tmp_path, coco) -> Path:
+    """The digits detector on that data set: 2 epochs of 4 steps, without pretrained weights."""
+    path = tmp_path / "detector.py"
+    path.write_text(
+        f"""
+_base_ = "{root}/configs/detection/mask_rcnn_elsa_swin_nano_digits.py"
+embedded = None
+data_root = "{coco}/"
+model = dict(backbone=dict(pretrained=None, drop_path_rate=0.1))
+train_dataloader = dict(dataset=dict(dataset=dict(data_root=data_root)))
+val_dataloader = dict(dataset=dict(data_root=data_root))
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + "annotations/instances_val2017.json")
+test_evaluator = val_evaluator
+global_batch = 2
+train_cfg = dict(max_epochs=2)
+custom_hooks = [dict(type="RunRecords", metric="coco/bbox_mAP", every=2, max_bad=2)]
 """
     )
     return path

@@ -10,10 +10,6 @@ import safetensors.torch
 import torch
 
 
-def refused(outcome, *parts: str) -> None:
-    outcome.refused(*parts)
-
-
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
@@ -38,36 +34,36 @@ def refused(outcome, *parts: str) -> None:
     ],
     ids=lambda value: "-".join(value)[:50] if isinstance(value, list) else None,
 )
-def test_training_refuses_a_bad_value(tool, config, tmp_path, overrides, parts):
+def test_training_refuses_a_bad_value(refused, tool, config, tmp_path, overrides, parts):
     refused(tool("train", config, "--output", tmp_path / "run", "--device", "cpu", "--set", *overrides), *parts)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_config(tool, tmp_path, config):
+def test_a_missing_config(refused, tool, tmp_path, config):
     refused(tool("train", tmp_path / "smal.yaml", "--output", tmp_path / "run"), "did you mean small.yaml?")
 
 
-def test_output_is_needed(tool, config):
+def test_output_is_needed(refused, tool, config):
     refused(tool("train", config), "--output DIR is needed")
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:99"])
-def test_a_device_that_is_not_there(tool, config, tmp_path, device):
+def test_a_device_that_is_not_there(refused, tool, config, tmp_path, device):
     refused(tool("train", config, "--output", tmp_path / "run", "--device", device), "--device", device)
 
 
-def test_an_output_that_is_a_file(tool, config, tmp_path):
+def test_an_output_that_is_a_file(refused, tool, config, tmp_path):
     (tmp_path / "file").write_text("mine")
     refused(tool("train", config, "--output", tmp_path / "file" / "run"), "is a file")
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_an_output_that_cannot_be_made(tool, config):
+def test_an_output_that_cannot_be_made(refused, tool, config):
     """/proc takes no new folder, from root neither."""
     refused(tool("train", config, "--output", "/proc/elsa/run"), "--output /proc/elsa/run")
 
 
-def test_a_folder_without_images(tool, config, tmp_path):
+def test_a_folder_without_images(refused, tool, config, tmp_path):
     for split in ("train", "val"):
         for label in range(4):
             (tmp_path / "empty" / split / f"class{label}").mkdir(parents=True)
@@ -75,7 +71,7 @@ def test_a_folder_without_images(tool, config, tmp_path):
     refused(outcome, "train has no images")
 
 
-def test_a_batch_that_does_not_divide_among_processes(config, tmp_path, tool):
+def test_a_batch_that_does_not_divide_among_processes(refused, config, tmp_path, tool):
     refused(tool("train", config, "--output", tmp_path / "run", "--set", "TRAIN.ACCUM=3", "DATA.BATCH=8"), "ACCUM 3")
 
 
@@ -85,64 +81,54 @@ def run(tool, config, tmp_path):
     return tmp_path / "run"
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten_by_accident(tool, config, run):
+def test_a_folder_that_holds_a_run_is_not_overwritten_by_accident(refused, tool, config, run):
     before = (run / "last.pt").read_bytes()
     refused(tool("train", config, "--output", run), "--resume auto", "--overwrite")
     assert (run / "last.pt").read_bytes() == before
     assert tool("train", config, "--output", run, "--overwrite", "--set", "TRAIN.EPOCHS=2").code == 0
 
 
-def test_resuming_with_another_configuration_names_the_keys(tool, config, run):
+def test_resuming_with_another_configuration_names_the_keys(refused, tool, config, run):
     options = ["--resume", "auto", "--set", "TRAIN.EPOCHS=2", "TRAIN.LR=0.5", "AUG.ERASE=0"]
     outcome = tool("train", config, "--output", run, *options)
     refused(outcome, "TRAIN.LR: 0.003 in the checkpoint, 0.5 now", "AUG.ERASE: 0.25 in the checkpoint, 0.0 now")
 
 
-def test_resuming_from_weights_only(tool, config, run, tmp_path):
+def test_resuming_from_weights_only(refused, tool, config, run, tmp_path):
     weights = run / "last.safetensors"
     refused(tool("train", config, "--output", tmp_path / "new", "--resume", weights), "weights only", "PRETRAINED")
-
-
-class Exploit:
-    """Unpickling this runs code."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
 
 
 def evaluated(tool, config, path, *options):
     return tool("evaluate", config, path, "--output", path.parent / "eval", *options)
 
 
-def test_a_checkpoint_that_does_not_exist(tool, config, run):
+def test_a_checkpoint_that_does_not_exist(refused, tool, config, run):
     refused(evaluated(tool, config, run / "lost.pt"), "lost.pt does not exist", "last.pt")
 
 
 @pytest.mark.parametrize("file", ["last.pt", "last.safetensors"])
-def test_a_truncated_checkpoint(tool, config, run, tmp_path, file):
+def test_a_truncated_checkpoint(refused, tool, config, run, tmp_path, file):
     cut = tmp_path / file
     cut.write_bytes((run / file).read_bytes()[:5000])
     refused(evaluated(tool, config, cut), file, "truncated")
     assert not (tmp_path / "eval").exists()
 
 
-def test_a_pickle_that_runs_code_is_not_executed(tool, config, run, tmp_path):
-    torch.save({"state_dict": {}, "surprise": Exploit(tmp_path / "executed")}, tmp_path / "evil.pt")
+def test_a_pickle_that_runs_code_is_not_executed(refused, exploit, tool, config, run, tmp_path):
+    torch.save({"state_dict": {}, "surprise": exploit(tmp_path / "executed")}, tmp_path / "evil.pt")
     refused(evaluated(tool, config, tmp_path / "evil.pt"), "not executed", "--trust-checkpoint")
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_checkpoint_of_another_model(tool, config, tmp_path):
+def test_a_checkpoint_of_another_model(refused, tool, config, tmp_path):
     safetensors.torch.save_file({"conv1.weight": torch.zeros(3)}, tmp_path / "resnet.safetensors")
     refused(
         evaluated(tool, config, tmp_path / "resnet.safetensors"), "missing: patch_embed.proj.weight", "conv1.weight"
     )
 
 
-def test_a_checkpoint_of_another_class_count(tool, config, run, tmp_path):
+def test_a_checkpoint_of_another_class_count(refused, tool, config, run, tmp_path):
     state = {name: tensor.clone() for name, tensor in torch.load(run / "last.pt")["state_dict"].items()}
     state["head.weight"], state["head.bias"] = torch.zeros(7, state["head.weight"].shape[1]), torch.zeros(7)
     torch.save(state, tmp_path / "seven.pt")
@@ -165,6 +151,6 @@ def test_the_exit_code_reaches_the_shell(root, tmp_path):
         (".", ["--top", "9"], "--top must be between"),
     ],
 )
-def test_nothing_to_predict(tool, config, run, tmp_path, place, options, message):
+def test_nothing_to_predict(refused, tool, config, run, tmp_path, place, options, message):
     (tmp_path / "bare").mkdir()
     refused(tool("predict", config, run / "last.pt", tmp_path / "bare" / place, *options), message)

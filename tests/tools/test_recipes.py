@@ -75,7 +75,7 @@ def test_parameters_and_multiply_adds_stand_beside_the_published_ones(tool, root
         assert 1.0 < ours["multiply_adds"] / row["multiply_adds"] < 1.05  # the operator is counted
 
 
-def test_complexity_of_a_configuration_that_cannot_be_built(tool, root):
+def test_complexity_of_a_configuration_that_cannot_be_built(tool, refused, root):
     path = root / RECIPES / "elsa_volo_d1.yaml"
-    tool("complexity", path, "--set", "DATA.IMG_SIZE=100").refused("multiple of the patch")
-    tool("complexity", root / RECIPES / "elsa_volo_d6.yaml").refused("does not exist; did you mean")
+    refused(tool("complexity", path, "--set", "DATA.IMG_SIZE=100"), "multiple of the patch")
+    refused(tool("complexity", root / RECIPES / "elsa_volo_d6.yaml"), "does not exist; did you mean")

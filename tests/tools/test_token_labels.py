@@ -170,16 +170,16 @@ def test_named_scores_are_the_classifier_s_probabilities(root, monkeypatch):
         (["--set", "MODEL.NUM_CLASSES=5"], ["head.weight is (4, 64), the model has (5, 64)"]),
     ],
 )
-def test_label_maps_that_cannot_be_made(tool, labels, classifier, options, parts):
+def test_label_maps_that_cannot_be_made(tool, refused, labels, classifier, options, parts):
     before = maps(labels)
-    tool("make_token_labels", *classifier, "--output", labels, *options).refused(*parts)
+    refused(tool("make_token_labels", *classifier, "--output", labels, *options), *parts)
     assert same(maps(labels), before)
 
 
-def test_label_maps_need_a_folder_and_a_checkpoint(tool, classifier, tmp_path):
-    tool("make_token_labels", *classifier).refused("--output DIR is needed")
-    tool("make_token_labels", classifier[0], tmp_path / "no.pt", "--output", tmp_path / "x").refused(
-        "no.pt does not exist"
+def test_label_maps_need_a_folder_and_a_checkpoint(tool, refused, classifier, tmp_path):
+    refused(tool("make_token_labels", *classifier), "--output DIR is needed")
+    refused(
+        tool("make_token_labels", classifier[0], tmp_path / "no.pt", "--output", tmp_path / "x"), "no.pt does not exist"
     )
     assert not (tmp_path / "x").exists()
 
@@ -263,22 +263,24 @@ def test_fine_tuning_at_another_size_resizes_the_position_embedding(tool, volo, 
     ],
     ids=lambda value: value[0] if "=" in value[0] else None,
 )
-def test_training_refuses(tool, volo, labels, tmp_path, overrides, parts):
+def test_training_refuses(tool, refused, volo, labels, tmp_path, overrides, parts):
     outcome = tool("train", volo, "--output", tmp_path / "run", "--set", *overrides)
-    outcome.refused(*parts)
+    refused(outcome, *parts)
     assert not (tmp_path / "run").exists()
 
 
-def test_training_refuses_images_without_a_map_before_any_work(tool, volo, labels, tmp_path):
+def test_training_refuses_images_without_a_map_before_any_work(tool, refused, volo, labels, tmp_path):
     (labels / "class0/1.pt").unlink()
-    tool("train", volo, "--output", tmp_path / "run").refused("1 of 48 images have no label map", "class0/1.pt")
+    refused(tool("train", volo, "--output", tmp_path / "run"), "1 of 48 images have no label map", "class0/1.pt")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_class_beyond_the_count_stops_training_in_one_line(tool, volo, labels, tmp_path, workers):
+def test_a_class_beyond_the_count_stops_training_in_one_line(tool, refused, volo, labels, tmp_path, workers):
     path = labels / "class0/1.pt"
     torch.save(torch.load(path) + 2, path)
-    tool("train", volo, "--output", tmp_path / "run", "--set", f"DATA.WORKERS={workers}").refused(
-        "class0/1.pt names classes", "the classes are 0 … 3"
+    refused(
+        tool("train", volo, "--output", tmp_path / "run", "--set", f"DATA.WORKERS={workers}"),
+        "class0/1.pt names classes",
+        "the classes are 0 … 3",
     )

@@ -1,0 +1,3 @@
+# Cascade Mask R-CNN, ELSA-Swin-T, 1x: published box / mask AP 49.8 / 43.0.
+_base_ = ["_base_/cascade_mask_rcnn.py", "_base_/coco.py", "_base_/schedule_1x.py", "_base_/runtime.py"]
+model = dict(backbone=dict(variant="elsa_swin_tiny", pretrained="weights/elsa_swin_tiny.pth.tar"))

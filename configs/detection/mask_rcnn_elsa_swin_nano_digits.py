@@ -1,0 +1,50 @@
+# Mask R-CNN with slim heads on scenes of handwritten digits, from the quick start's classifier: minutes on two cores.
+_base_ = ["_base_/mask_rcnn.py", "_base_/coco.py", "_base_/schedule_1x.py", "_base_/runtime.py"]
+embedded = "digits-coco"  # written to data_root where it is not there
+data_root = "datasets/digits-coco/"
+digits = dict(classes=tuple("0123456789"))
+normalize = dict(mean=[76.5, 76.5, 76.5], std=[89.25, 89.25, 89.25])  # as the classifier was trained
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+    dict(type="RandomResize", scale=(256, 256), ratio_range=(0.8, 1.2), keep_ratio=True),
+    dict(type="PackDetInputs"),
+]
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale=(256, 256), keep_ratio=True),
+    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+    dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
+]
+model = dict(
+    data_preprocessor=normalize,
+    backbone=dict(variant="elsa_swin_nano", drop_path_rate=0.0, pretrained="runs/quickstart/last.safetensors"),
+    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64),
+    rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[6])),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=64),
+        bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=10),
+        mask_roi_extractor=dict(out_channels=64),
+        mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=64, num_classes=10),
+    ),
+    train_cfg=dict(
+        rpn=dict(sampler=dict(num=128)),
+        rpn_proposal=dict(nms_pre=500, max_per_img=200),
+        rcnn=dict(sampler=dict(num=64)),
+    ),
+    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200), rcnn=dict(max_per_img=50)),
+)
+_scenes = dict(data_root=data_root, metainfo=digits)
+train_dataloader = dict(num_workers=0, dataset=dict(dataset=dict(pipeline=train_pipeline, **_scenes)))
+val_dataloader = dict(num_workers=0, dataset=dict(pipeline=test_pipeline, **_scenes))
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + "annotations/instances_val2017.json")
+test_evaluator = val_evaluator
+global_batch = 4
+train_cfg = dict(max_epochs=6, save_steps=0)
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type="MultiStepLR", by_epoch=True, begin=0, end=6, milestones=[4, 5], gamma=0.2),
+]
+custom_hooks = [dict(type="RunRecords", metric="coco/bbox_mAP", every=25, max_bad=0)]

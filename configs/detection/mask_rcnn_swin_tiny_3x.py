@@ -1,0 +1,3 @@
+# Mask R-CNN, Swin-T, 3x: the paper's baseline, under the same recipe.
+_base_ = ["_base_/mask_rcnn.py", "_base_/coco.py", "_base_/schedule_3x.py", "_base_/runtime.py"]
+model = dict(backbone=dict(variant="swin_tiny", pretrained="weights/swin_tiny.pth.tar"))

@@ -1,0 +1,145 @@
+"""A user's mistake with a detector: one clear line, exit code 2, nothing left half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+
+pytest.importorskip("mmdet", reason="needs mmdet (requirements/dense_mm.txt)")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["train_cfg.max_epoch=3"], ["train_cfg.max_epoch is no key", "did you mean max_epochs?"]),
+        (["train_cfgs.max_epochs=3"], ["train_cfgs", "did you mean train_cfg?"]),
+        (["train_cfg.max_epochs=many"], ["must be an integer", "'many'"]),
+        (["optim_wrapper.optimizer.lr=fast"], ["must be a number", "'fast'"]),
+        (["train_cfg=3"], ["is a section", "max_epochs"]),
+        (["param_scheduler.7.end=3"], ["list of 2 entries"]),
+        (["global_batch"], ["KEY=VALUE"]),
+        (["global_batch=3", "optim_wrapper.accumulative_counts=2"], ["global_batch 3", "1 processes × 2"]),
+        (["global_batch=64"], ["8 training images", "batch of 64"]),
+        (["model.backbone.variant=elsa_swin_nanoo"], ["'elsa_swin_nanoo'", "did you mean elsa_swin_nano"]),
+        (["model.backbone.model_args.elsa_kernal=3"], ["'elsa_kernal'", "did you mean elsa_kernel"]),
+        (["model.backbone.pretrained=absent.pt"], ["absent.pt does not exist"]),
+        (["model.roi_head.bbox_head.num_classes=80"], ["bbox_head.num_classes is 80", "10 classes"]),
+        (["data_root=/nowhere/at/all"], ["/nowhere/at/all/ does not exist", "--set data_root"]),
+        (["train_dataloader.dataset.dataset.ann_file=annotations/instances_train.json"],
+         ["instances_train.json does not exist", "instances_train2017.json"]),
+        (["train_dataloader.dataset.dataset.data_prefix.img=train2016/"], ["8 of 8", "absent", "train2016/001.jpg"]),
+    ],
+    ids=lambda value: value[0][:45] if isinstance(value, list) else None,
+)  # fmt: skip
+def test_training_refuses_a_bad_value(refused, tool, detector, tmp_path, overrides, parts):
+    refused(tool("train", detector, "--output", tmp_path / "run", "--set", *overrides), *parts)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def damaged(coco, tmp_path):
+    """``damaged(change)``: a copy of the data set whose training annotations were changed."""
+
+    def call(change):
+        root = tmp_path / "damaged"
+        shutil.copytree(coco, root)
+        path = root / "annotations" / "instances_train2017.json"
+        changed = change(json.loads(path.read_text()))
+        path.write_text(changed if isinstance(changed, str) else json.dumps(changed))
+        return root
+
+    return call
+
+
+def without(key):
+    return lambda content: {name: value for name, value in content.items() if name != key}
+
+
+def unknown_category(content):
+    content["annotations"][0]["category_id"] = 99
+    return content
+
+
+def renamed(content):
+    content["categories"][3]["name"] = "three"
+    return content
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda content: json.dumps(content)[:300], ["instances_train2017.json is truncated or no JSON", "column"]),
+        (without("categories"), ["has no categories"]),
+        (without("annotations"), ["has no annotations"]),
+        (unknown_category, ["categories that it does not list: 99"]),
+        (renamed, ["lacks 1 of 10 classes", "'3'"]),
+    ],
+)
+def test_training_refuses_damaged_annotations(refused, tool, detector, tmp_path, damaged, change, parts):
+    refused(tool("train", detector, "--output", tmp_path / "run", "--set", f"data_root={damaged(change)}"), *parts)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_or_misspelt_config(refused, tool, detector, tmp_path):
+    refused(tool("train", tmp_path / "detektor.py", "--output", tmp_path / "run"), "did you mean detector.py?")
+    detector.write_text(detector.read_text() + "train_cgf = dict(max_epochs=3)\n")
+    refused(tool("train", detector, "--output", tmp_path / "run"), "'train_cgf'", "did you mean train_cfg?")
+    detector.write_text("model = dict(\n")
+    refused(tool("train", detector, "--output", tmp_path / "run"), "no mmengine configuration")
+
+
+@pytest.fixture
+def run(tool, detector, tmp_path):
+    outcome = tool("train", detector, "--output", tmp_path / "run", "--set", "train_cfg.max_epochs=1")
+    assert outcome.code == 0, outcome.err
+    return tmp_path / "run"
+
+
+def test_a_folder_that_holds_a_run(refused, tool, detector, run):
+    before = (run / "last.pt").read_bytes()
+    refused(tool("train", detector, "--output", run), "--resume auto", "--overwrite")
+    changed = ["--resume", "auto", "--set", "train_cfg.max_epochs=1", "optim_wrapper.optimizer.lr=0.5"]
+    refused(
+        tool("train", detector, "--output", run, *changed),
+        "another configuration",
+        "lr: 0.001 in the checkpoint, 0.5 now",
+    )
+    refused(tool("train", detector, "--output", run, "--resume", run / "last.safetensors"), "weights only")
+    assert (run / "last.pt").read_bytes() == before
+
+
+def test_checkpoints_that_do_not_fit(refused, exploit, tool, detector, run, tmp_path):
+    state = torch.load(run / "last.pt", weights_only=True)
+
+    def evaluated(path):
+        outcome = tool("evaluate", detector, path, "--output", tmp_path / "eval")
+        assert not (tmp_path / "eval").exists()
+        return outcome
+
+    refused(evaluated(run / "lost.pt"), "lost.pt does not exist")
+    (tmp_path / "cut.pt").write_bytes((run / "last.pt").read_bytes()[:5000])
+    refused(evaluated(tmp_path / "cut.pt"), "cut.pt", "truncated")
+    head = {"roi_head.bbox_head.fc_cls.weight": torch.zeros(81, 256), "roi_head.bbox_head.fc_cls.bias": torch.zeros(81)}
+    torch.save({"state_dict": {**state["state_dict"], **head}}, tmp_path / "coco.pth")
+    refused(evaluated(tmp_path / "coco.pth"), "fc_cls.weight is (81, 256), the model has (11, 256)")
+    torch.save({**state, "classes": [*"012345678", "ten"]}, tmp_path / "names.pt")
+    refused(evaluated(tmp_path / "names.pt"), "ten in the file, 9 in the data")
+    safetensors.torch.save_file({"conv1.weight": torch.zeros(3)}, tmp_path / "resnet.safetensors")
+    refused(evaluated(tmp_path / "resnet.safetensors"), "missing", "conv1.weight")
+    torch.save({"meta": exploit(tmp_path / "executed"), "state_dict": state["state_dict"]}, tmp_path / "evil.pth")
+    refused(evaluated(tmp_path / "evil.pth"), "not executed", "--trust-checkpoint")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_the_dense_packages_are_named_where_they_are_missing(refused, tool, detector, tmp_path, monkeypatch):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "mmdet" else found(name, *rest)
+    )
+    refused(tool("train", detector, "--output", tmp_path / "run"), "need mmdet", "scripts/setup.sh --dense")
