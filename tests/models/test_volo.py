@@ -269,4 +269,4 @@ def test_sharded_parameters_give_the_same_gradients(tmp_path):
     script.write_text(SHARDED)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == ["equal"] * 2, done.stderr
+    assert done.stdout.count("equal") == 2, done.stderr
