@@ -51,6 +51,8 @@ def main() -> None:
         "--shard", default="1/1", metavar="I/N", help="the I-th of N parts, for jobs without torchrun"
     )
     args, config = read(arguments)
+    if config is None:
+        raise ConfigError(f"{args.config} is no classifier; label maps need one of configs/classification")
     if args.output is None:
         raise ConfigError("--output DIR is needed: where the label maps go")
     for name, value in (("--grid", args.grid), ("--top", args.top)):
