@@ -16,13 +16,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from tqdm import tqdm
 from yacs.config import CfgNode
 
 from .sources import UNREADABLE, DataError, Source
+from .token_labels import LabelMaps, TokenLabels
+from .transforms import eval_transform, train_transform
 
 logger = logging.getLogger("elsa")
 
@@ -31,15 +32,18 @@ MAX_REPLACEMENTS = 50  # consecutive unreadable images after which one sample is
 
 @dataclass
 class Batch:
-    """Images (B, C, H, W), class indices (B,), positions in the data set (B,), names of unreadable images met."""
+    """Images (B, C, H, W), class indices (B,), positions in the data set (B,), names of unreadable images met, and
+    token labels where there are label maps."""
 
     images: Tensor
     targets: Tensor
     indices: Tensor
     bad: tuple[str, ...] = ()
+    tokens: TokenLabels | None = None
 
     def pin_memory(self) -> Batch:
-        return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.indices, self.bad)
+        tokens = None if self.tokens is None else self.tokens.pin_memory()
+        return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.indices, self.bad, tokens)
 
 
 class BadImages:
@@ -59,15 +63,20 @@ class BadImages:
 
 
 class TrainImages(Dataset):
-    """Augmented images by (epoch, index); an unreadable one is replaced by its successor."""
+    """Augmented images by (epoch, index), with what ``labels`` says of the part shown; an unreadable image is replaced
+    by its successor.
 
-    def __init__(self, source: Source, transform: Callable, seed: int) -> None:
-        self.source, self.transform, self.seed = source, transform, seed
+    Args:
+        transform: PIL image → tensor, or with ``labels`` tensor and View.
+    """
+
+    def __init__(self, source: Source, transform: Callable, seed: int, labels: LabelMaps | None = None) -> None:
+        self.source, self.transform, self.seed, self.labels = source, transform, seed, labels
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int, tuple[str, ...]]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple:
         epoch, index = key
         seed = zlib.crc32(repr((self.seed, epoch, index)).encode())
         random.seed(seed)
@@ -81,7 +90,10 @@ class TrainImages(Dataset):
             except UNREADABLE:
                 bad.append(self.source.name(position))
             else:
-                return self.transform(image), target, position, tuple(bad)
+                if self.labels is None:
+                    return self.transform(image), target, position, tuple(bad)
+                pixels, view = self.transform(image)
+                return pixels, target, position, tuple(bad), (self.labels.load(position), view)
         raise DataError(f"{MAX_REPLACEMENTS} images in a row cannot be read: {', '.join(bad[:5])} …")
 
 
@@ -125,11 +137,13 @@ def count_images(source: Source | IterableDataset) -> int:
     return int(source.reader.num_samples) if isinstance(source, IterableDataset) else len(source)
 
 
-def collate(samples: list[tuple[Tensor | None, int, int, tuple[str, ...]]]) -> Batch:
+def collate(samples: list[tuple]) -> Batch:
+    """(image or None, class, position, bad names) each, and token labels where there are label maps."""
     readable = [row for row in samples if row[0] is not None]
     images = torch.stack([row[0] for row in readable]) if readable else torch.empty(0)
     targets, indices = (torch.tensor([row[column] for row in readable], dtype=torch.long) for column in (1, 2))
-    return Batch(images, targets, indices, tuple(name for row in samples for name in row[3]))
+    tokens = TokenLabels.stack([row[4] for row in readable]) if readable and len(readable[0]) > 4 else None
+    return Batch(images, targets, indices, tuple(name for row in samples for name in row[3]), tokens)
 
 
 class TrainSampler(Sampler):
@@ -175,10 +189,16 @@ class TrainLoader:
             self.loader.generator.manual_seed(zlib.crc32(repr((self.loader.dataset.seed, epoch)).encode()))
             endless = itertools.chain.from_iterable(itertools.repeat(self.loader))
             batches = itertools.islice(endless, first_step * self.accum, self.steps_per_epoch * self.accum)
-        while step := list(itertools.islice(batches, self.accum)):
+        while step := self._next_step(batches):
             for batch in step:
                 self.bad.add(batch.bad)
             yield step
+
+    def _next_step(self, batches: Iterator[Batch]) -> list[Batch]:
+        try:
+            return list(itertools.islice(batches, self.accum))
+        except DataError as error:  # of a loader process, told with its traceback
+            raise DataError(str(error).strip().splitlines()[-1].split("DataError: ")[-1]) from None
 
 
 class EvalLoader:
@@ -232,29 +252,16 @@ def train_loader(config: CfgNode, source: Source | IterableDataset, rank: int, w
     """The training loader as DATA and AUG say.
 
     Raises:
-        DataError: fewer images than one global batch, or a batch that cannot be divided among the processes.
+        DataError: fewer images than one global batch, a batch that cannot be divided among the processes, or label
+            maps (TOKENS.LABELS) that do not belong to the images.
     """
-    data, aug, accum = config.DATA, config.AUG, config.TRAIN.ACCUM
+    data, accum = config.DATA, config.TRAIN.ACCUM
     micro = micro_batch(config, world_size)
     images = count_images(source)
     if images < data.BATCH:
         raise DataError(f"the training split has {images} images, fewer than one batch: DATA.BATCH is {data.BATCH}")
-    transform = create_transform(
-        (config.MODEL.IN_CHANS, data.IMG_SIZE, data.IMG_SIZE),
-        is_training=True,
-        scale=aug.SCALE,
-        ratio=aug.RATIO,
-        hflip=aug.HFLIP,
-        vflip=aug.VFLIP,
-        color_jitter=aug.COLOR_JITTER or None,
-        auto_augment=aug.AUTO_AUGMENT or None,
-        interpolation=aug.INTERPOLATION,
-        re_prob=aug.ERASE,
-        re_mode=aug.ERASE_MODE,
-        mean=data.MEAN,
-        std=data.STD,
-        use_prefetcher=False,
-    )
+    labels = open_label_maps(config, source)
+    transform = train_transform(config, tracked=labels is not None)
     steps = images // data.BATCH
     bad = BadImages(data.MAX_BAD)
     common = _worker_options(config)
@@ -265,8 +272,17 @@ def train_loader(config: CfgNode, source: Source | IterableDataset, rank: int, w
         streamed = Streamed(source, transform, config.TRAIN.SEED)
         return TrainLoader(DataLoader(streamed, batch_size=micro, drop_last=True, **common), None, steps, accum, bad)
     sampler = TrainSampler(len(source), data.BATCH, accum, rank, world_size, config.TRAIN.SEED)
-    loader = DataLoader(TrainImages(source, transform, config.TRAIN.SEED), batch_sampler=sampler, **common)
+    loader = DataLoader(TrainImages(source, transform, config.TRAIN.SEED, labels), batch_sampler=sampler, **common)
     return TrainLoader(loader, sampler, steps, accum, bad)
+
+
+def open_label_maps(config: CfgNode, source: Source | IterableDataset) -> LabelMaps | None:
+    """The label maps of the training images where TOKENS.LABELS names a folder."""
+    if not config.TOKENS.LABELS:
+        return None
+    if isinstance(source, IterableDataset):
+        raise DataError(f"TOKENS.LABELS needs random access, which DATA.DATASET {config.DATA.DATASET} has not")
+    return LabelMaps(config.TOKENS.LABELS, source, config.MODEL.NUM_CLASSES)
 
 
 def eval_loader(config: CfgNode, source: Source | IterableDataset, rank: int, world_size: int) -> EvalLoader:
@@ -280,20 +296,6 @@ def eval_loader(config: CfgNode, source: Source | IterableDataset, rank: int, wo
         return EvalLoader(DataLoader(streamed, **common) if rank == 0 else (), count_images(source), bad)
     share = range(rank, len(source), world_size)
     return EvalLoader(DataLoader(EvalImages(source, transform), sampler=share, **common), len(source), bad)
-
-
-def eval_transform(config: CfgNode) -> Callable:
-    """Resize, centre crop, normalise: PIL image → (C, H, W)."""
-    size = config.DATA.IMG_SIZE
-    return create_transform(
-        (config.MODEL.IN_CHANS, size, size),
-        is_training=False,
-        crop_pct=config.EVAL.CROP,
-        interpolation=config.EVAL.INTERPOLATION,
-        mean=config.DATA.MEAN,
-        std=config.DATA.STD,
-        use_prefetcher=False,
-    )
 
 
 def _worker_options(config: CfgNode) -> dict:

@@ -32,6 +32,7 @@ class FolderImages:
 
     def __init__(self, path: Path, classes: list[str]) -> None:
         endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+        self.path = path
         self.samples = [
             (str(Path(folder, name)), index)
             for index, label in enumerate(classes)
@@ -47,7 +48,8 @@ class FolderImages:
         return self.samples[index]
 
     def filename(self, index: int, absolute: bool = True) -> str:
-        return self.samples[index][0]
+        name = self.samples[index][0]
+        return name if absolute else os.path.relpath(name, self.path)
 
 
 class Source:
@@ -55,10 +57,11 @@ class Source:
 
     Attributes:
         classes: class names in the order of their indices; empty where the reader does not tell.
+        files: whether the images are files with names of their own, in a folder or in a tar file.
     """
 
-    def __init__(self, items: Any, mode: str, classes: list[str] | None = None) -> None:
-        self.items, self.mode, self.classes = items, mode, classes or []
+    def __init__(self, items: Any, mode: str, classes: list[str] | None = None, files: bool = False) -> None:
+        self.items, self.mode, self.classes, self.files = items, mode, classes or [], files
 
     def __len__(self) -> int:
         return len(self.items)
@@ -74,6 +77,12 @@ class Source:
         if hasattr(self.items, "filename"):
             return str(self.items.filename(index, absolute=True))
         return f"image {index}"
+
+    def relative_name(self, index: int) -> str:
+        """The file's path within the split without its ending, ``CLASS/NAME``, or the image's number."""
+        if not self.files:
+            return f"{index:08d}"
+        return os.path.splitext(os.path.normpath(self.items.filename(index, absolute=False)))[0]
 
 
 def open_splits(config: CfgNode, *names: str) -> list[Source | IterableDataset]:
@@ -166,7 +175,7 @@ def _open_folder(path: Path, classes: list[str], reference: Path, mode: str) -> 
         if path == reference:
             raise DataError(listing)
         logger.warning("%s", listing)
-    return Source(images, mode, classes)
+    return Source(images, mode, classes, files=True)
 
 
 def open_tar(path: Path, mode: str = "RGB") -> Source:
@@ -181,7 +190,7 @@ def open_tar(path: Path, mode: str = "RGB") -> Source:
         reader = create_reader("", root=str(path), class_map={name: index for index, name in enumerate(classes)})
     except (OSError, RuntimeError, AssertionError, ValueError, tarfile.TarError) as error:
         raise DataError(f"{path} has no images that can be read: {error}") from error
-    return Source(reader, mode, classes)
+    return Source(reader, mode, classes, files=True)
 
 
 def check_root(root: Path, option: str) -> None:

@@ -4,6 +4,7 @@ from .checkpoint import BEST, LAST, sha256, write_json, write_text, write_then_r
 from .config import ConfigError, differences, dump, flatten, load_config, plain
 from .evaluate import Metrics, evaluate, mistakes_first
 from .logbook import Logbook, peak_memory_gb, read_log
+from .losses import TokenLabelLoss
 from .optim import build_optimizer, build_schedule
 from .precision import Precision, choose_precision
 from .runtime import (
@@ -15,7 +16,7 @@ from .runtime import (
     seed_everything,
     setup_logging,
 )
-from .step import StepRecord, TrainState, TrainStep
+from .step import StepRecord, TokenLabelStep, TrainState, TrainStep
 from .train import Trainer, TrainingError
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "Runtime",
     "StepRecord",
     "StopRequest",
+    "TokenLabelLoss",
+    "TokenLabelStep",
     "TrainState",
     "TrainStep",
     "Trainer",

@@ -61,6 +61,12 @@ class Runtime:
         if self.world_size > 1:
             dist.barrier(group=self.control)
 
+    def share_buffers(self, module: torch.nn.Module) -> None:
+        """Gives all processes the main process's buffers: each has its own statistics of batch normalisation."""
+        if self.world_size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
+
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """The main process runs the body before the others do (to prepare files that all read)."""

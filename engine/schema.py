@@ -88,6 +88,13 @@ SCHEMA: dict[str, Key] = {
     "AUG.MIX_PROB": Key(1.0, "probability of mixup or cutmix on a batch", **_PROBABILITY),
     "AUG.MIX_SWITCH": Key(0.5, "probability of cutmix where both are on", **_PROBABILITY),
     "AUG.SMOOTHING": Key(0.1, "label smoothing", low=0.0, high=0.999),
+    # ---- token labeling (arXiv 2104.10858), of models that give token logits: elsa_volo_*
+    "TOKENS.ENABLED": Key(False, "a target for the class token and for every patch token; without mixup and cutmix"),
+    "TOKENS.LABELS": Key("", "folder of label maps (make_token_labels.py); empty: the image's class", may_change=True),
+    "TOKENS.CLASS_WEIGHT": Key(1.0, "weight of the class token's loss", low=0.0),
+    "TOKENS.PATCH_WEIGHT": Key(0.5, "weight of the patch tokens' loss", low=0.0),
+    "TOKENS.GROUND_TRUTH": Key(False, "mix the image's own class into the class token's target, as in fine-tuning"),
+    "TOKENS.MIX": Key(1.0, "alpha of mix-token; 0 for none", low=0.0),
     # ---- optimisation
     "TRAIN.EPOCHS": Key(300, "epochs of the schedule, warm-up included", low=1),
     "TRAIN.COOLDOWN_EPOCHS": Key(10, "further epochs at TRAIN.MIN_LR", low=0),
@@ -133,6 +140,10 @@ def check_together(values: dict[str, Any]) -> Iterator[str]:
         yield f"TRAIN.MIN_LR {values['TRAIN.MIN_LR']:g} is larger than TRAIN.LR {values['TRAIN.LR']:g}"
     if values["DATA.BATCH"] % values["TRAIN.ACCUM"]:
         yield f"DATA.BATCH {values['DATA.BATCH']} is no multiple of TRAIN.ACCUM {values['TRAIN.ACCUM']}"
+    if values["TOKENS.ENABLED"] and values["AUG.MIX_PROB"] and (values["AUG.MIXUP"] or values["AUG.CUTMIX"]):
+        yield "TOKENS.ENABLED mixes tokens: AUG.MIXUP and AUG.CUTMIX must be 0"
+    if values["TOKENS.LABELS"] and not values["TOKENS.ENABLED"]:
+        yield f"TOKENS.LABELS {values['TOKENS.LABELS']} has no effect unless TOKENS.ENABLED is true"
     for name, length in (("AUG.SCALE", 2), ("AUG.RATIO", 2), ("TRAIN.BETAS", 2)):
         if len(values[name]) != length:
             yield f"{name} needs {length} numbers, got {list(values[name])}"

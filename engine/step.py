@@ -58,23 +58,17 @@ class TrainStep:
         self.device = next(source.parameters()).device
 
     def __call__(self, micro_batches: Sequence[Any]) -> StepRecord:
-        """One optimizer step on micro-batches that have ``images`` (B, C, H, W) and ``targets``."""
+        """One optimizer step on micro-batches that have ``images`` (B, C, H, W) and ``targets`` (B,)."""
         self.optimizer.zero_grad(set_to_none=True)
         losses, count = [], 0
         for index, batch in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
-            images = batch.images.to(self.device, non_blocking=True)
-            targets = batch.targets.to(self.device, non_blocking=True)
-            if self.mix is not None:
-                images, targets = self.mix(images, targets)
             wait = isinstance(self.model, DistributedDataParallel) and not last
             with self.model.no_sync() if wait else nullcontext():
-                with self.precision.autocast():
-                    logits = self.model(images)
-                loss = self.criterion(logits.float(), targets)
+                loss = self.loss(batch)
                 self.scaler.scale(loss / len(micro_batches)).backward()
             losses.append(loss.detach())
-            count += len(images)
+            count += len(batch.targets)
 
         self.scaler.unscale_(self.optimizer)
         limit = float("inf") if self.clip_grad is None else self.clip_grad
@@ -85,6 +79,48 @@ class TrainStep:
         if self.ema is not None:
             self.ema.update(self.source)
         return StepRecord(torch.stack(losses).mean(), grad_norm.detach(), lr, count)
+
+    def loss(self, batch: Any) -> Tensor:
+        """The loss of one micro-batch."""
+        images = batch.images.to(self.device, non_blocking=True)
+        targets = batch.targets.to(self.device, non_blocking=True)
+        if self.mix is not None:
+            images, targets = self.mix(images, targets)
+        with self.precision.autocast():
+            logits = self.model(images)
+        return self.criterion(logits.float(), targets)
+
+
+class TokenLabelStep(TrainStep):
+    """A step of token labeling: the model gives the logits of the class token and of the patch tokens.
+
+    Args:
+        token_targets: a micro-batch and the device → what the criterion takes as targets.
+        draw_box: draws the box of mix-token, (top, left, bottom, right) in tokens; None mixes nothing.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        token_targets: Callable[[Any, torch.device], tuple[Tensor, ...]],
+        draw_box: Callable[[], Tensor] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(*args, **options)
+        self.token_targets, self.draw_box = token_targets, draw_box
+
+    def loss(self, batch: Any) -> Tensor:
+        targets = self.token_targets(batch, self.device)
+        box, kept = None, 1.0
+        if self.draw_box is not None:
+            box = self.draw_box()
+            top, left, bottom, right = box.tolist()
+            kept = 1 - (bottom - top) * (right - left) / targets[-1].shape[1]
+            box = box.to(self.device, non_blocking=True)
+        with self.precision.autocast():
+            images = batch.images.to(self.device, non_blocking=True)
+            of_class, of_patches = self.model(images, mix_box=box, token_logits=True)
+        return self.criterion(of_class.float(), of_patches.float(), targets, kept)
 
 
 @dataclass

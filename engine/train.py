@@ -182,6 +182,7 @@ class Trainer:
         if state.epoch % every and state.epoch < self.epochs:
             return None
         began = time.perf_counter()
+        self.runtime.share_buffers(self.evaluated)  # what is evaluated is what is saved
         metrics = self.evaluate()
         seconds = time.perf_counter() - began
         if metrics.top1 > state.best:

@@ -4,9 +4,11 @@ from .elsa import ELSA, ELSABlock
 from .pretrained import CheckpointError, LoadReport, load_pretrained, read_checkpoint
 from .registry import VARIANTS
 from .swin import ELSASwin, ELSASwinMaps
+from .volo import ELSAVOLO
 
 __all__ = [
     "ELSA",
+    "ELSAVOLO",
     "VARIANTS",
     "CheckpointError",
     "ELSABlock",

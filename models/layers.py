@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, resize_rel_pos_bias_table, to_2tuple
@@ -24,6 +26,25 @@ def resize_map(x: Tensor, size: tuple[int, int]) -> Tensor:
 def resize_position_table(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
     """Absolute position embedding (1, H·W, C) of an old map size → (1, H'·W', C) of a new one, bicubic."""
     return resize_map(table.transpose(1, 2).unflatten(2, old), new).flatten(2).transpose(1, 2)
+
+
+def init_linear_layers(module: nn.Module) -> None:
+    """Initialises every linear layer in ``module``: truncated normal σ .02, zero bias."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def select_stages(indices: int | Sequence[int] | None, count: int) -> list[int]:
+    """The stages that timm's ``indices`` names: the last n (int), those listed (negative from the end), all (None)."""
+    if isinstance(indices, int):
+        indices = range(-indices, 0)
+    wanted = [index + count * (index < 0) for index in (range(count) if indices is None else indices)]
+    if not wanted or any(index not in range(count) for index in wanted):
+        raise ValueError(f"indices must name some of the {count} stages, got {indices}")
+    return wanted
 
 
 class PatchEmbed(nn.Module):

@@ -62,17 +62,20 @@ class LoadReport:
         entry: the entry of the file that was used, "" for a bare state dict.
         loaded, total: tensors loaded, tensors in the model.
         ignored: tensors of the model that kept their values because a pattern said so.
+        resized: tensors that the model fitted to its input size.
     """
 
     entry: str
     loaded: int
     total: int
     ignored: tuple[str, ...] = ()
+    resized: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         source = f" from entry {self.entry!r}" if self.entry else ""
         kept = f"; kept as initialised: {', '.join(self.ignored)}" if self.ignored else ""
-        return f"loaded {self.loaded} of {self.total} tensors{source}{kept}"
+        resized = f"; resized: {', '.join(self.resized)}" if self.resized else ""
+        return f"loaded {self.loaded} of {self.total} tensors{source}{kept}{resized}"
 
 
 def read_checkpoint(path: str | Path, trust: bool = False) -> dict[str, Any]:
@@ -152,6 +155,9 @@ def load_pretrained(
 ) -> LoadReport:
     """Loads weights into ``model``; every tensor must be there, fit and be used.
 
+    Only what a model says it can resize (``adapt_state_dict``: VOLO's position embedding, for another input size) may
+    have another shape.
+
     Args:
         checkpoint: a file, or its content from ``read_checkpoint``.
         weights: see ``select_weights``.
@@ -172,6 +178,11 @@ def load_pretrained(
     ignored = {tensor for pattern in ignore for tensor in fnmatch.filter([*own, *tensors], pattern)}
     wanted = {key: value for key, value in own.items() if key not in ignored}
     given = {key: value for key, value in tensors.items() if key not in ignored}
+    adapted = model.adapt_state_dict(given) if hasattr(model, "adapt_state_dict") else given
+    resized = tuple(
+        f"{key} {_size(given[key])} → {_size(adapted[key])}" for key in given if adapted[key] is not given[key]
+    )
+    given = adapted
 
     problems = []
     if missing := [key for key in wanted if key not in given]:
@@ -187,7 +198,11 @@ def load_pretrained(
     if problems:
         raise CheckpointError(f"{name} does not fit {type(model).__name__}: {'; '.join(problems)}")
     model.load_state_dict(given, strict=not ignored)
-    return LoadReport(entry, len(given), len(own), tuple(sorted(ignored & own.keys())))
+    return LoadReport(entry, len(given), len(own), tuple(sorted(ignored & own.keys())), resized)
+
+
+def _size(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape))
 
 
 def load_backbone(model: nn.Module, checkpoint: str | Path, trust: bool = False) -> LoadReport:

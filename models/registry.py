@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from torch import nn
+from torch import Tensor, nn
 
 from .swin import ELSASwin
+from .volo import ELSAVOLO
 
 
 @dataclass(frozen=True)
@@ -22,51 +23,83 @@ class SwinSpec:
     drop_path_rate: float
     window_size: int = 7
 
+    network: ClassVar = ELSASwin
+    cfg: ClassVar = dict(pool_size=(7, 7), crop_pct=0.9, first_conv="patch_embed.proj", classifier="head")
 
-VARIANTS: dict[str, SwinSpec] = {
+
+@dataclass(frozen=True)
+class VOLOSpec:
+    """One ELSA-VOLO: arguments of ELSAVOLO, and its default drop path in classification.
+
+    The layers and widths are VOLO's; the first stage's K = 5, λ = γ = 1 and group width 8 are ELSAVOLO's defaults.
+    """
+
+    layers: tuple[int, int, int, int]
+    embed_dims: tuple[int, int]
+    num_heads: tuple[int, int]
+    drop_path_rate: float
+    mlp_ratio: float = 3.0
+    stem_hidden_dim: int = 64
+
+    network: ClassVar = ELSAVOLO
+    cfg: ClassVar = dict(
+        pool_size=None, crop_pct=0.96, first_conv="patch_embed.conv.0", classifier=("head", "aux_head")
+    )
+
+
+VARIANTS: dict[str, SwinSpec | VOLOSpec] = {
     # Small images and tests; not in the paper.
     "elsa_swin_nano": SwinSpec(32, (1, 1, 2, 1), (1, 2, 4, 8), 4, 0.0, window_size=4),
     "elsa_swin_tiny": SwinSpec(96, (2, 2, 6, 2), (3, 6, 12, 24), 4, 0.1),
     "elsa_swin_small": SwinSpec(96, (2, 2, 18, 2), (3, 6, 12, 24), 8, 0.3),
     "elsa_swin_base": SwinSpec(128, (2, 2, 18, 2), (4, 8, 16, 32), 8, 0.5),
+    "elsa_volo_nano": VOLOSpec((2, 1, 1, 1), (64, 128), (2, 4), 0.0, stem_hidden_dim=32),
+    "elsa_volo_d1": VOLOSpec((4, 4, 8, 2), (192, 384), (6, 12), 0.1),
+    "elsa_volo_d2": VOLOSpec((6, 4, 10, 4), (256, 512), (8, 16), 0.2),
+    "elsa_volo_d3": VOLOSpec((8, 8, 16, 4), (256, 512), (8, 16), 0.5),
+    "elsa_volo_d4": VOLOSpec((8, 8, 16, 4), (384, 768), (12, 16), 0.5),
+    "elsa_volo_d5": VOLOSpec((12, 12, 20, 4), (384, 768), (12, 16), 0.75, mlp_ratio=4.0, stem_hidden_dim=128),
 }
 
-# The released weights are evaluated as in the published recipe: bicubic resize to 224 / 0.9, centre crop.
+# Weights are evaluated as in the published recipes: bicubic resize to 224 over the crop share, centre crop.
 default_cfgs = generate_default_cfgs(
     {
         name: dict(
             url="",
             num_classes=1000,
             input_size=(3, 224, 224),
-            pool_size=(7, 7),
-            crop_pct=0.9,
             interpolation="bicubic",
             fixed_input_size=False,
             mean=(0.485, 0.456, 0.406),
             std=(0.229, 0.224, 0.225),
-            first_conv="patch_embed.proj",
-            classifier="head",
             paper_ids="arXiv:2112.12786",
             paper_name="ELSA: Enhanced Local Self-Attention for Vision Transformer",
+            **spec.cfg,
         )
-        for name in VARIANTS
+        for name, spec in VARIANTS.items()
     }
 )
 
 
-def _register(name: str, spec: SwinSpec) -> None:
+def _register(name: str, spec: SwinSpec | VOLOSpec) -> None:
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         return build_model_with_cfg(
-            ELSASwin,
+            spec.network,
             name,
             pretrained,
-            feature_cfg=dict(out_indices=tuple(range(len(spec.depths))), feature_cls="getter"),
+            pretrained_filter_fn=_adapt,
+            feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls="getter"),
             **{**asdict(spec), **kwargs},
         )
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
-    entrypoint.__doc__ = f"ELSA-Swin, {spec}; keyword arguments are those of ELSASwin."
+    entrypoint.__doc__ = f"{spec}; keyword arguments are those of {spec.network.__name__}."
     globals()[name] = register_model(entrypoint)
+
+
+def _adapt(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """A state dict fitted to the model where it knows how: VOLO's position embedding to another input size."""
+    return model.adapt_state_dict(tensors) if hasattr(model, "adapt_state_dict") else tensors
 
 
 for _name, _spec in VARIANTS.items():

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .elsa import ELSABlock
-from .layers import PatchEmbed, PatchMerging, WindowBlock, resize_map, resize_position_table
+from .layers import (
+    PatchEmbed,
+    PatchMerging,
+    WindowBlock,
+    init_linear_layers,
+    resize_map,
+    resize_position_table,
+    select_stages,
+)
 
 ATTENTIONS = ("elsa", "window")
 
@@ -108,11 +116,7 @@ class SwinStages(nn.Module):
                     blocks.append(WindowBlock(dim, heads, drop_path=rate, shifted=index % 2 == 1, **common, **window))
             self.layers.append(Stage(blocks, dim, merge=stage < len(depths) - 1))
 
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_linear_layers(self)
 
     def _ape_table(self) -> Tensor:
         """A freshly initialised position embedding, in the layout that the subclass's checkpoints have."""
@@ -186,16 +190,6 @@ class ELSASwin(SwinStages):
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
-    def _select_stages(self, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
-        """The stages that ``indices`` names as in forward_intermediates, and the last of them."""
-        count = len(self.layers)
-        if isinstance(indices, int):
-            indices = range(-indices, 0)
-        wanted = [index + count * (index < 0) for index in (range(count) if indices is None else indices)]
-        if not wanted or any(index not in range(count) for index in wanted):
-            raise ValueError(f"indices must name some of the {count} stages, got {indices}")
-        return wanted, max(wanted)
-
     def forward_intermediates(
         self,
         x: Tensor,
@@ -217,8 +211,8 @@ class ELSASwin(SwinStages):
         """
         if output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"output_fmt must be NCHW or NHWC, got {output_fmt!r}")
-        wanted, last = self._select_stages(indices)
-        intermediates = []
+        wanted = select_stages(indices, len(self.layers))
+        last, intermediates = max(wanted), []
         x = self.embed(x)
         for index, stage in enumerate(self.layers[: last + 1] if stop_early else self.layers):
             x = level = stage(x if index == 0 else self.layers[index - 1].downsample(x))
@@ -234,7 +228,8 @@ class ELSASwin(SwinStages):
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drops what the maps named by ``indices`` do not need; returns their indices."""
-        wanted, last = self._select_stages(indices)
+        wanted = select_stages(indices, len(self.layers))
+        last = max(wanted)
         self.layers = self.layers[: last + 1]
         self.layers[-1].downsample = nn.Identity()
         if last < len(self.stage_dims) - 1:
@@ -261,8 +256,7 @@ class ELSASwin(SwinStages):
             return
         like = self.patch_embed.proj.weight
         self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        init_linear_layers(self.head)
 
     @torch.no_grad()
     def set_input_size(self, img_size: int | tuple[int, int] | None = None, window_size: int | None = None) -> None:

@@ -17,16 +17,12 @@ from yacs.config import CfgNode
 from elsa.data import Source, open_splits
 from elsa.engine import ConfigError, Runtime, describe_environment, logger, seed_everything
 from elsa.kernels import backend_info
-from elsa.models import ELSASwin, load_pretrained
+from elsa.models import ELSAVOLO, VARIANTS, ELSASwin, load_pretrained
 from elsa.models.swin import SwinStages
 
 
-def build_model(config: CfgNode, pretrained: bool) -> nn.Module:
-    """The model of MODEL, the same for the same seed, checked to take DATA.IMG_SIZE.
-
-    Args:
-        pretrained: whether to start from MODEL.PRETRAINED; not where a checkpoint replaces the weights anyway, so that
-            a run can be resumed or evaluated without the file that it started from.
+def create_network(config: CfgNode) -> nn.Module:
+    """The model of MODEL for DATA.IMG_SIZE, freshly initialised, the same for the same seed.
 
     Raises:
         ConfigError: a name, an argument or an image size that it cannot be built with.
@@ -45,16 +41,28 @@ def build_model(config: CfgNode, pretrained: bool) -> nn.Module:
     size = config.DATA.IMG_SIZE
     try:
         try:
-            network = timm.create_model(model.NAME, img_size=size, **common, **model.KWARGS)
+            return timm.create_model(model.NAME, img_size=size, **common, **model.KWARGS)
         except TypeError as error:
             if "'img_size'" not in str(error):
                 raise
-            network = timm.create_model(model.NAME, **common, **model.KWARGS)
+            return timm.create_model(model.NAME, **common, **model.KWARGS)
     except TypeError as error:
         raise ConfigError(f"{model.NAME}: {error}{_nearest_argument(str(error))}") from error
     except (ValueError, RuntimeError, AssertionError) as error:
         raise ConfigError(f"{model.NAME} with IMG_SIZE {size} and {dict(model.KWARGS)}: {error}") from error
 
+
+def build_model(config: CfgNode, pretrained: bool) -> nn.Module:
+    """``create_network``, checked to take DATA.IMG_SIZE.
+
+    Args:
+        pretrained: whether to start from MODEL.PRETRAINED; not where a checkpoint replaces the weights anyway, so that
+            a run can be resumed or evaluated without the file that it started from.
+
+    Raises:
+        ConfigError: a name, an argument or an image size that it cannot be built with.
+    """
+    network, model, size = create_network(config), config.MODEL, config.DATA.IMG_SIZE
     try:
         with torch.inference_mode():
             shape = tuple(network.eval()(torch.zeros(1, model.IN_CHANS, size, size)).shape)
@@ -68,6 +76,21 @@ def build_model(config: CfgNode, pretrained: bool) -> nn.Module:
         report = load_pretrained(network, model.PRETRAINED, ignore=model.PRETRAINED_IGNORE)
         logger.info("%s: %s", model.PRETRAINED, report)
     return network.train()
+
+
+def token_grid(config: CfgNode, model: nn.Module) -> tuple[int, int]:
+    """Rows and columns of the patch tokens that the model makes of DATA.IMG_SIZE.
+
+    Raises:
+        ConfigError: a model without token logits.
+    """
+    stride = getattr(model, "token_stride", None)
+    if stride is None:
+        names = ", ".join(name for name in VARIANTS if "volo" in name)
+        raise ConfigError(
+            f"TOKENS.ENABLED needs a model with token logits ({names}), but MODEL.NAME is {config.MODEL.NAME}"
+        )
+    return (config.DATA.IMG_SIZE // stride,) * 2
 
 
 def open_data(config: CfgNode, runtime: Runtime, *splits: str) -> list[Source | IterableDataset]:
@@ -93,6 +116,6 @@ def parameters(network: nn.Module) -> int:
 def _nearest_argument(message: str) -> str:
     """The argument of the ELSA models that a misspelt one is nearest to."""
     found = re.search(r"unexpected keyword argument '(\w+)'", message)
-    known = {*inspect.signature(SwinStages).parameters, *inspect.signature(ELSASwin).parameters}
+    known = {name for network in (SwinStages, ELSASwin, ELSAVOLO) for name in inspect.signature(network).parameters}
     near = difflib.get_close_matches(found[1], known, 1) if found else []
     return f"; did you mean {near[0]}?" if near else ""

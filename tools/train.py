@@ -12,21 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _classification import build_model, environment, open_data, parameters, weights_that_count
+from _classification import build_model, environment, open_data, parameters, token_grid, weights_that_count
 from _cli import check_writable, parser, read, resume_path, run, start_folder
 from _pictures import draw_curves
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from yacs.config import CfgNode
 
-from elsa.data import build_mix, eval_loader, train_loader
+from elsa.data import Batch, build_mix, build_mix_token, eval_loader, token_targets, train_loader
 from elsa.data.loaders import micro_batch
 from elsa.engine import (
     ConfigError,
     Logbook,
+    Precision,
     Runtime,
     StopRequest,
+    TokenLabelLoss,
+    TokenLabelStep,
     Trainer,
     TrainState,
     TrainStep,
@@ -76,7 +79,6 @@ def train(config: CfgNode, args: argparse.Namespace, runtime: Runtime) -> None:
     batches = train_loader(config, train_source, runtime.rank, runtime.world_size)
     held_out = eval_loader(config, val_source, runtime.rank, runtime.world_size)
     micro = micro_batch(config, runtime.world_size)
-    mix = build_mix(config, micro)
 
     model = build_model(config, pretrained=resumed is None).to(runtime.device)
     optimizer = build_optimizer(model, config)
@@ -92,17 +94,7 @@ def train(config: CfgNode, args: argparse.Namespace, runtime: Runtime) -> None:
         restore(state, *resumed)
     if runtime.sum([float(state.step)])[0] != state.step * runtime.world_size:
         raise ConfigError(f"processes would continue from different steps: is --output {args.output} on a shared disk?")
-    step = TrainStep(
-        wrap(model, config, runtime),
-        optimizer,
-        nn.CrossEntropyLoss(label_smoothing=0.0 if mix else config.AUG.SMOOTHING),
-        precision,
-        source=model,
-        scaler=state.scaler,
-        clip_grad=config.TRAIN.CLIP_GRAD,
-        mix=mix,
-        ema=state.ema,
-    )
+    step = build_step(config, wrap(model, config, runtime), state, precision, micro)
     counted = weights_that_count(config, model, state.ema)
 
     prepare_folder(config, args, runtime, fresh=resumed is None)
@@ -125,6 +117,36 @@ def train(config: CfgNode, args: argparse.Namespace, runtime: Runtime) -> None:
     logbook.close()
     if runtime.is_main:
         conclude(config, args.output, state, finished, time.perf_counter() - began, runtime)
+
+
+def build_step(config: CfgNode, wrapped: nn.Module, state: TrainState, precision: Precision, micro: int) -> TrainStep:
+    """The optimization step: token labeling where TOKENS says so, else mixup, cutmix and cross entropy as AUG says.
+
+    Args:
+        wrapped: the model as ``wrap`` made it. micro: images per process and micro-batch.
+    """
+    common = dict(source=state.model, scaler=state.scaler, clip_grad=config.TRAIN.CLIP_GRAD, ema=state.ema)
+    tokens, smoothing = config.TOKENS, config.AUG.SMOOTHING
+    if not tokens.ENABLED:
+        mix = build_mix(config, micro)
+        criterion = nn.CrossEntropyLoss(label_smoothing=0.0 if mix else smoothing)
+        return TrainStep(wrapped, state.optimizer, criterion, precision, mix=mix, **common)
+
+    grid, classes = token_grid(config, state.model), config.MODEL.NUM_CLASSES
+
+    def targets(batch: Batch, device: torch.device) -> tuple[Tensor, ...]:
+        labels = None if batch.tokens is None else batch.tokens.to(device)
+        return token_targets(labels, batch.targets.to(device, non_blocking=True), classes, grid, smoothing)
+
+    return TokenLabelStep(
+        wrapped,
+        state.optimizer,
+        TokenLabelLoss(tokens.CLASS_WEIGHT, tokens.PATCH_WEIGHT, tokens.GROUND_TRUTH),
+        precision,
+        token_targets=targets,
+        draw_box=build_mix_token(config, micro, grid),
+        **common,
+    )
 
 
 def wrap(model: nn.Module, config: CfgNode, runtime: Runtime) -> nn.Module:

@@ -191,3 +191,10 @@ def test_missing_webdataset_is_named(shards, monkeypatch):
     said = refusal(shards.config(), "train", "val")
     assert "webdataset" in said
     assert "wds/shards" in said
+
+
+def test_webdataset_has_no_label_maps(shards):
+    config = shards.config("TOKENS.ENABLED=true", "TOKENS.LABELS=labels")
+    (source,) = open_splits(config, "train")
+    with pytest.raises(DataError, match=r"TOKENS\.LABELS needs random access, which DATA\.DATASET wds/shards has not"):
+        train_loader(config, source, 0, 1)

@@ -54,3 +54,16 @@ def test_bad_options_are_one_line(arguments, message):
     result = run(*arguments)
     assert result.returncode == 2
     assert message in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_volo_s_first_stages_are_among_the_shapes(monkeypatch):
+    """K = 5 with both ghosts, at 224 pixels, for every ELSA-VOLO."""
+    from elsa.models import VARIANTS
+
+    monkeypatch.syspath_prepend(str(TOOL.parent))
+    from _contestants import DEFAULT_GROUPS, GROUPS
+
+    assert "volo_224" in DEFAULT_GROUPS
+    shapes = {(s.height, s.width, s.channels, s.heads, s.kernel, s.mul, s.add) for s in GROUPS["volo_224"]}
+    specs = [spec for name, spec in VARIANTS.items() if name.startswith("elsa_volo_d")]
+    assert shapes == {(28, 28, spec.embed_dims[0], spec.num_heads[0], 5, True, True) for spec in specs}

@@ -8,6 +8,7 @@ import re
 import pytest
 import timm
 import torch
+from timm.layers import DropPath
 from timm.models import group_parameters, model_entrypoint
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
@@ -15,7 +16,9 @@ import elsa.models
 from elsa.models import VARIANTS, ELSASwin
 
 NANO = "elsa_swin_nano"
-CHEAP = [NANO, "elsa_swin_tiny"]
+VOLO = "elsa_volo_nano"
+NANOS = [NANO, VOLO]
+CHEAP = [*NANOS, "elsa_swin_tiny"]
 SHIFTED = dict(depths=(1, 1, 1, 2), window_size=3)  # with 128 pixels a last map of 4 × 4: windows, shifts and padding
 
 
@@ -41,10 +44,8 @@ def test_registered_with_a_default_cfg(name):
     assert cfg.input_size == (3, 224, 224)
     assert cfg.fixed_input_size is False
     assert cfg.interpolation == "bicubic"
-    assert cfg.crop_pct == 0.9
-    spec = VARIANTS[name]
-    stride = 4 * 2 ** (len(spec.depths) - 1)
-    assert cfg.pool_size == (224 // stride, 224 // stride)
+    assert cfg.crop_pct == (0.9 if "swin" in name else 0.96)
+    assert cfg.pool_size == ((7, 7) if "swin" in name else None)
 
 
 def test_every_registered_elsa_model_is_in_the_table():
@@ -53,16 +54,18 @@ def test_every_registered_elsa_model_is_in_the_table():
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_first_conv_and_classifier_exist(name):
-    model = build(name)
+    with torch.device("meta"):
+        model = build(name)
     cfg = model.pretrained_cfg
+    heads = [cfg["classifier"]] if isinstance(cfg["classifier"], str) else cfg["classifier"]
     state = model.state_dict()
     assert f"{cfg['first_conv']}.weight" in state
-    assert f"{cfg['classifier']}.weight" in state
+    assert all(f"{head}.weight" in state for head in heads)
     assert cfg == model.default_cfg
-    assert model.get_classifier() is model.get_submodule(cfg["classifier"])
+    assert model.get_classifier() is model.get_submodule(heads[0])
     assert isinstance(model.get_submodule(cfg["first_conv"]), torch.nn.Conv2d)
     model.reset_classifier(0)
-    assert not any(key.startswith(f"{cfg['classifier']}.") for key in model.state_dict())
+    assert not any(key.startswith(tuple(f"{head}." for head in heads)) for key in model.state_dict())
 
 
 def test_public_names():
@@ -90,9 +93,10 @@ def test_the_spec_is_a_default_that_keywords_override():
     assert [len(stage.blocks) for stage in model.layers] == [1, 1, 1, 1]
 
 
-def test_model_can_be_built_without_memory():
+@pytest.mark.parametrize("name", VARIANTS)
+def test_model_can_be_built_without_memory(name):
     with torch.device("meta"):
-        model = build()
+        model = build(name)
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
@@ -117,16 +121,20 @@ def test_forward_and_backward(name, batch):
 def test_size_channels_classes_and_drop_path_are_taken(name):
     model = build(name, num_classes=7, img_size=(48, 80), in_chans=1, drop_path_rate=0.25, drop_rate=0.1).eval()
     assert model.num_classes == 7
-    assert model.patch_embed.img_size == (48, 80)
-    assert model.patch_embed.grid_size == (12, 20)
-    assert model.layers[-1].blocks[-1].drop_path.drop_prob == pytest.approx(0.25)
+    if name == VOLO:
+        assert model.pos_embed.shape == (1, 3, 5, 128)
+    else:
+        assert model.patch_embed.img_size == (48, 80)
+        assert model.patch_embed.grid_size == (12, 20)
+    rates = [module.drop_prob for module in model.modules() if isinstance(module, DropPath)]
+    assert rates[-1] == max(rates) == pytest.approx(0.25)
     assert model.head_drop.p == 0.1
     assert model(image(1, 1, 48, 80)).shape == (1, 7)
     with pytest.raises(RuntimeError):
         model(image(1, 3, 48, 80))
 
 
-@pytest.mark.parametrize("name", CHEAP)
+@pytest.mark.parametrize("name", [NANO, "elsa_swin_tiny"])
 def test_features_head_and_logits_agree(name):
     model = build(name).eval()
     x = image()
@@ -141,9 +149,10 @@ def test_features_head_and_logits_agree(name):
         torch.testing.assert_close(pooled, features.mean((1, 2)))
 
 
+@pytest.mark.parametrize("name", NANOS)
 @pytest.mark.parametrize("how", ["created", "reset"])
-def test_no_classes_gives_features(how):
-    model = build(num_classes=0) if how == "created" else build()
+def test_no_classes_gives_features(name, how):
+    model = build(name, num_classes=0) if how == "created" else build(name)
     if how == "reset":
         model.reset_classifier(0)
     assert isinstance(model.get_classifier(), torch.nn.Identity)
@@ -151,7 +160,9 @@ def test_no_classes_gives_features(how):
     model.eval()
     x = image()
     with torch.no_grad():
-        torch.testing.assert_close(model(x), model.forward_features(x).mean((1, 2)))
+        features = model.forward_features(x)
+        pooled = features[:, 0] if name == VOLO else features.mean((1, 2))
+        torch.testing.assert_close(model(x), pooled)
 
 
 @pytest.mark.parametrize("how", ["created", "reset"])
@@ -191,8 +202,9 @@ def test_reset_classifier_makes_a_fresh_head_and_keeps_the_rest():
         model.reset_classifier(4, "mean")
 
 
-def test_reset_classifier_keeps_the_dtype():
-    model = build().double()
+@pytest.mark.parametrize("name", NANOS)
+def test_reset_classifier_keeps_the_dtype(name):
+    model = build(name).double()
     model.reset_classifier(3)
     assert model(image().double()).dtype == torch.float64
 
@@ -200,14 +212,25 @@ def test_reset_classifier_keeps_the_dtype():
 # ---- training aids
 
 
-@pytest.mark.parametrize("arguments", [{}, SHIFTED, dict(drop_path_rate=0.5, proj_drop_rate=0.3)], ids=str)
-def test_checkpointing_changes_neither_outputs_nor_gradients(arguments):
-    plain = build(num_classes=5, **arguments).train()
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        (NANO, {}),
+        (NANO, SHIFTED),
+        (NANO, dict(drop_path_rate=0.5, proj_drop_rate=0.3)),
+        (VOLO, {}),
+        (VOLO, dict(drop_path_rate=0.5, pos_drop_rate=0.3)),
+    ],
+    ids=str,
+)
+def test_checkpointing_changes_neither_outputs_nor_gradients(name, arguments):
+    plain = build(name, num_classes=5, **arguments).train()
     recomputed = copy.deepcopy(plain)
     recomputed.set_grad_checkpointing()
     x = image(height=128, width=128)
     calls = []
-    recomputed.layers[1].blocks[0].attn.register_forward_pre_hook(lambda *_: calls.append(1))
+    watched = recomputed.network[2][0] if name == VOLO else recomputed.layers[1].blocks[0]
+    watched.attn.register_forward_pre_hook(lambda *_: calls.append(1))
     outputs = []
     for model in (plain, recomputed):
         torch.manual_seed(1)
@@ -223,9 +246,10 @@ def test_checkpointing_changes_neither_outputs_nor_gradients(arguments):
     assert len(calls) == 3
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [name for name in VARIANTS if "swin" in name])
 def test_layer_groups_rise_from_stem_to_head(name):
-    model = build(name, ape=True)
+    with torch.device("meta"):
+        model = build(name, ape=True)
     depth = group_parameters(model, model.group_matcher(), reverse=True)
     assert set(depth) == {key for key, _ in model.named_parameters()}
     assert {depth[key] for key in depth if key.startswith(("patch_embed", "absolute_pos_embed"))} == {0}
@@ -331,17 +355,18 @@ def test_setting_the_same_window_size_changes_nothing():
 # ---- checkpoints, export
 
 
+@pytest.mark.parametrize("name", NANOS)
 @pytest.mark.parametrize("form", ["bare.pth", "timm.pth", "weights.safetensors"])
-def test_checkpoint_path_loads(form, tmp_path):
+def test_checkpoint_path_loads(name, form, tmp_path):
     from safetensors.torch import save_file
 
-    source, path = build(num_classes=3).eval(), tmp_path / form
+    source, path = build(name, num_classes=3).eval(), tmp_path / form
     state = source.state_dict()
     if form.endswith("safetensors"):
         save_file(state, path)
     else:
         torch.save(state if form == "bare.pth" else {"state_dict": state, "epoch": 3}, path)
-    loaded = build(num_classes=3, checkpoint_path=str(path)).eval()
+    loaded = build(name, num_classes=3, checkpoint_path=str(path)).eval()
     x = image()
     assert torch.equal(source(x), loaded(x))
 
@@ -358,10 +383,14 @@ def test_pretrained_file_is_adapted_to_other_channels_and_classes(tmp_path):
     assert torch.equal(maps.model.layers[2].blocks[1].mlp.fc1.weight, source.layers[2].blocks[1].mlp.fc1.weight)
 
 
-@pytest.mark.parametrize("arguments", [{}, dict(SHIFTED, ape=True, img_size=64)], ids=["plain", "shifted, ape"])
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [(NANO, {}), (NANO, dict(SHIFTED, ape=True, img_size=64)), (VOLO, dict(img_size=64))],
+    ids=["plain", "shifted, ape", "volo"],
+)
 @pytest.mark.parametrize("dynamic", [False, True], ids=["fixed batch", "dynamic batch"])
-def test_exported_model_gives_the_same_outputs(arguments, dynamic):
-    model = build(num_classes=5, elsa_kernel=3, **arguments).eval()
+def test_exported_model_gives_the_same_outputs(name, arguments, dynamic):
+    model = build(name, num_classes=5, elsa_kernel=3, **arguments).eval()
     shapes = {"x": {0: torch.export.Dim("batch", min=1, max=64)}} if dynamic else None
     x = image(2, height=128, width=128)
     with torch.no_grad():

@@ -7,8 +7,10 @@ import timm
 import torch
 
 NANO = "elsa_swin_nano"
-CHEAP = [NANO, "elsa_swin_tiny"]
-SHIFTED = dict(depths=(1, 1, 1, 2), window_size=3)  # with 128 pixels a last map of 4 × 4: windows, shifts and padding
+VOLO = "elsa_volo_nano"
+NANOS = [NANO, VOLO]
+CHEAP = [*NANOS, "elsa_swin_tiny"]
+STRIDES = {NANO: [4, 8, 16, 32], "elsa_swin_tiny": [4, 8, 16, 32], VOLO: [8, 16, 16, 16]}
 
 
 def build(name=NANO, **changes):
@@ -26,7 +28,7 @@ def test_features_only(name):
     with torch.no_grad():
         maps = model(x)
     channels, reductions = model.feature_info.channels(), model.feature_info.reduction()
-    assert reductions == [4, 8, 16, 32]
+    assert reductions == STRIDES[name]
     assert [level.shape[1] for level in maps] == channels
     for level, reduction in zip(maps, reductions, strict=True):
         assert level.shape == (1, level.shape[1], -(-72 // reduction), -(-100 // reduction))
@@ -38,8 +40,10 @@ def test_features_only(name):
     [((0, 1, 2, 3), [0, 1, 2, 3]), ((1, 3), [1, 3]), ((0,), [0]), ((-1,), [3]), ((-3, -2), [1, 2]), (2, [2, 3])],
     ids=str,
 )
-def test_out_indices_choose_stages_and_drop_what_is_not_needed(indices, stages):
-    whole, chosen = build(features_only=True).eval(), build(features_only=True, out_indices=indices).eval()
+@pytest.mark.parametrize("name", NANOS)
+def test_out_indices_choose_stages_and_drop_what_is_not_needed(name, indices, stages):
+    whole = build(name, features_only=True).eval()
+    chosen = build(name, features_only=True, out_indices=indices).eval()
     assert chosen.feature_info.channels() == [whole.feature_info.channels()[stage] for stage in stages]
     assert chosen.feature_info.reduction() == [whole.feature_info.reduction()[stage] for stage in stages]
     missing, _ = chosen.load_state_dict(whole.state_dict(), strict=False)
@@ -54,10 +58,11 @@ def test_out_indices_choose_stages_and_drop_what_is_not_needed(indices, stages):
     assert not unused
 
 
+@pytest.mark.parametrize("name", NANOS)
 @pytest.mark.parametrize("indices", [(4,), (-5,), (), 0, 5], ids=str)
-def test_out_indices_that_are_not_there_are_refused(indices):
+def test_out_indices_that_are_not_there_are_refused(name, indices):
     with pytest.raises(ValueError, match="stages"):
-        build(features_only=True, out_indices=indices)
+        build(name, features_only=True, out_indices=indices)
 
 
 @pytest.mark.parametrize("name", CHEAP)
@@ -75,7 +80,10 @@ def test_forward_intermediates_is_forward_with_its_maps(name):
         assert isinstance(last, list)
         assert torch.equal(last[0], maps[-1])
         normed = model.forward_intermediates(x, norm=True, intermediates_only=True)
-        torch.testing.assert_close(normed[-1], final.permute(0, 3, 1, 2))
+        if name == VOLO:  # whose class attention leaves the patch tokens as they are
+            torch.testing.assert_close(normed[-1].flatten(2).transpose(1, 2), final[:, 1:])
+        else:
+            torch.testing.assert_close(normed[-1], final.permute(0, 3, 1, 2))
         assert torch.equal(normed[0], maps[0])
         channels_last = model.forward_intermediates(x, output_fmt="NHWC", intermediates_only=True)
         for one, other in zip(channels_last, maps, strict=True):
@@ -87,8 +95,9 @@ def test_forward_intermediates_is_forward_with_its_maps(name):
     [(None, [0, 1, 2, 3]), (2, [2, 3]), ([0, 2], [0, 2]), ([-4, -1], [0, 3]), ((1,), [1])],
     ids=str,
 )
-def test_intermediates_by_index(indices, stages):
-    model = build().eval()
+@pytest.mark.parametrize("name", NANOS)
+def test_intermediates_by_index(name, indices, stages):
+    model = build(name).eval()
     x = image()
     with torch.no_grad():
         maps = model.forward_intermediates(x, intermediates_only=True)
@@ -97,12 +106,13 @@ def test_intermediates_by_index(indices, stages):
     assert all(torch.equal(level, maps[stage]) for level, stage in zip(chosen, stages, strict=True))
 
 
-def test_stop_early_runs_no_later_stage():
-    model = build().eval()
+@pytest.mark.parametrize("name", NANOS)
+def test_stop_early_runs_no_later_stage(name):
+    model = build(name).eval()
     x = image()
     ran = []
-    for index, stage in enumerate(model.layers):
-        stage.register_forward_hook(lambda *_, index=index: ran.append(index))
+    for index, info in enumerate(model.feature_info):
+        model.get_submodule(info["module"]).register_forward_hook(lambda *_, index=index: ran.append(index))
     maps = model.forward_intermediates(x, indices=[0, 1], intermediates_only=True)
     assert ran == [0, 1, 2, 3]
     ran.clear()
@@ -111,28 +121,32 @@ def test_stop_early_runs_no_later_stage():
     assert all(torch.equal(one, other) for one, other in zip(early, maps, strict=True))
 
 
+@pytest.mark.parametrize("name", NANOS)
 @pytest.mark.parametrize("arguments", [dict(indices=[4]), dict(indices=[-5]), dict(indices=[]), dict(output_fmt="NLC")])
-def test_intermediates_refuse_what_they_cannot_give(arguments):
+def test_intermediates_refuse_what_they_cannot_give(name, arguments):
     with pytest.raises(ValueError, match=r"indices|output_fmt"):
-        build().forward_intermediates(image(), **arguments)
+        build(name).forward_intermediates(image(), **arguments)
 
 
 @pytest.mark.parametrize("indices", [1, [3], [0, 1], [-3]], ids=str)
-def test_pruning_keeps_the_maps_and_drops_the_rest(indices):
-    model = build().eval()
+@pytest.mark.parametrize("name", NANOS)
+def test_pruning_keeps_the_maps_and_drops_the_rest(name, indices):
+    model = build(name).eval()
     x = image()
     with torch.no_grad():
         before = model.forward_intermediates(x, indices=indices, intermediates_only=True)
         kept = model.prune_intermediate_layers(indices)
         after = model.forward_intermediates(x, indices=kept, intermediates_only=True)
         assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
-        assert len(model.layers) == max(kept) + 1
+        stages = [info["module"] in dict(model.named_modules()) for info in model.feature_info]
+        assert stages == [stage <= max(kept) for stage in range(4)]
         assert isinstance(model.get_classifier(), torch.nn.Identity)
         final = model(x)
     assert final.shape[-1] == model.num_features == before[-1].shape[1]
 
 
-def test_feature_info_names_modules_that_exist():
-    model = build()
+@pytest.mark.parametrize("name", NANOS)
+def test_feature_info_names_modules_that_exist(name):
+    model = build(name)
     for info in model.feature_info:
         model.get_submodule(info["module"])

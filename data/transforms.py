@@ -1,0 +1,101 @@
+"""timm's transforms of training and evaluation images as DATA, AUG and EVAL say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from timm.data import RandomResizedCropAndInterpolation, create_transform
+from torch import Tensor
+from torchvision.transforms import Compose, functional
+from yacs.config import CfgNode
+
+
+class View(NamedTuple):
+    """What random crop and flips took of an image.
+
+    Attributes:
+        box: (left, top, right, bottom) of the crop, as shares of the image's width and height.
+        flips: whether the crop was then mirrored (left to right, upside down).
+    """
+
+    box: tuple[float, float, float, float]
+    flips: tuple[bool, bool]
+
+
+class RecordedCrop(RandomResizedCropAndInterpolation):
+    """timm's random crop; ``box`` is the last one's (top, left, height, width) in pixels."""
+
+    def get_params(self, img: Image.Image, scale: tuple, ratio: tuple) -> tuple[int, int, int, int]:
+        self.box = super().get_params(img, scale, ratio)
+        return self.box
+
+
+class TrackedTransform:
+    """Random crop and flips, then the other transforms: PIL image → (C, H, W) and the View that it shows."""
+
+    def __init__(self, crop: RecordedCrop, flip_probabilities: tuple[float, float], further: Callable) -> None:
+        self.crop, self.flip_probabilities, self.further = crop, flip_probabilities, further
+
+    def __call__(self, image: Image.Image) -> tuple[Tensor, View]:
+        width, height = image.size
+        image = self.crop(image)
+        top, left, rows, columns = self.crop.box
+        box = (left / width, top / height, (left + columns) / width, (top + rows) / height)
+        flips = tuple((torch.rand(2) < torch.tensor(self.flip_probabilities)).tolist())
+        for flipped, flip in zip(flips, (functional.hflip, functional.vflip), strict=True):
+            if flipped:
+                image = flip(image)
+        return self.further(image), View(box, flips)
+
+
+def train_transform(config: CfgNode, tracked: bool = False) -> Callable:
+    """PIL image → (C, H, W), augmented; with ``tracked`` also the View, see TrackedTransform."""
+    aug, size = config.AUG, config.DATA.IMG_SIZE
+    transform = create_transform(
+        (config.MODEL.IN_CHANS, size, size),
+        is_training=True,
+        scale=aug.SCALE,
+        ratio=aug.RATIO,
+        hflip=aug.HFLIP,
+        vflip=aug.VFLIP,
+        color_jitter=aug.COLOR_JITTER or None,
+        auto_augment=aug.AUTO_AUGMENT or None,
+        interpolation=aug.INTERPOLATION,
+        re_prob=aug.ERASE,
+        re_mode=aug.ERASE_MODE,
+        mean=config.DATA.MEAN,
+        std=config.DATA.STD,
+        use_prefetcher=False,
+        separate=tracked,
+    )
+    if not tracked:
+        return transform
+    crop = RecordedCrop(size, aug.SCALE, aug.RATIO, aug.INTERPOLATION)
+    return TrackedTransform(crop, (aug.HFLIP, aug.VFLIP), Compose(transform[1:]))
+
+
+def eval_transform(config: CfgNode) -> Callable:
+    """Resize, centre crop, normalise: PIL image → (C, H, W)."""
+    return _plain_transform(config, "center", config.EVAL.CROP)
+
+
+def whole_image_transform(config: CfgNode) -> Callable:
+    """As ``eval_transform``, but of the whole image, whatever its shape, squeezed to the square input."""
+    return _plain_transform(config, "squash", 1.0)
+
+
+def _plain_transform(config: CfgNode, crop_mode: str, crop_share: float) -> Callable:
+    size = config.DATA.IMG_SIZE
+    return create_transform(
+        (config.MODEL.IN_CHANS, size, size),
+        is_training=False,
+        crop_mode=crop_mode,
+        crop_pct=crop_share,
+        interpolation=config.EVAL.INTERPOLATION,
+        mean=config.DATA.MEAN,
+        std=config.DATA.STD,
+        use_prefetcher=False,
+    )

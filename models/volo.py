@@ -1,0 +1,267 @@
+"""ELSA-VOLO: VOLO (arXiv 2106.13112) with ELSA instead of outlook attention in its first stage (arXiv 2112.12786).
+
+Stem, transformer stages, class attention and heads are timm's; this file gives the first stage, images of any size,
+and what token labeling (arXiv 2104.10858) needs of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.layers import to_2tuple
+from timm.models import checkpoint_seq
+from timm.models.volo import VOLO
+from torch import Tensor, nn
+
+from .elsa import ELSABlock
+from .layers import init_linear_layers, pad_to_multiple, resize_map, select_stages
+
+PATCH = 8  # pixels between positions of the first stage
+ATTENTIONS = ("elsa", "outlook")
+
+
+class ELSAVOLO(VOLO):
+    """A first stage of ELSA blocks at stride 8, transformer stages at stride 16, class attention, two heads.
+
+    The logits are those of the class token plus half the largest ones of the patch tokens. State-dict names are VOLO's.
+    No ELSA-VOLO was released: that it used the default arguments of the ELSA blocks is our reading of the paper.
+
+    Args:
+        layers: blocks of the first stage and of the three transformer stages.
+        embed_dims, num_heads: of the first stage, and of the transformer stages and class attention.
+        attention: of the first stage, "elsa"; "outlook" makes it VOLO.
+        elsa_kernel, group_width, lam, gamma, qk_scale: of the ELSA blocks, see ELSA.
+        img_size: nominal input size, an int or (height, width), multiples of 16; sets the size of the position
+            embedding, which forward resizes to other inputs.
+        in_chans: channels of the image.
+        num_classes: 0 leaves out both heads.
+        global_pool: "token", "avg" or "" for none.
+        stem_hidden_dim: channels of the convolutional stem.
+        mlp_ratio, qkv_bias: of all blocks.
+        drop_rate, pos_drop_rate, attn_drop_rate: dropout before the heads, after the position embedding, in attention.
+        drop_path_rate: stochastic depth, rising linearly over all blocks; as published the first stage has none.
+
+    Attributes:
+        token_stride: pixels between the patch tokens.
+    """
+
+    token_stride = 2 * PATCH
+
+    def __init__(
+        self,
+        *,
+        layers: Sequence[int] = (4, 4, 8, 2),
+        embed_dims: tuple[int, int] = (192, 384),
+        num_heads: tuple[int, int] = (6, 12),
+        attention: str = "elsa",
+        elsa_kernel: int = 5,
+        group_width: int = 8,
+        lam: int = 1,
+        gamma: float = 1,
+        qk_scale: float | None = 1.0,
+        img_size: int | tuple[int, int] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "token",
+        stem_hidden_dim: int = 64,
+        mlp_ratio: float = 3.0,
+        qkv_bias: bool = False,
+        drop_rate: float = 0.0,
+        pos_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        if attention not in ATTENTIONS:
+            raise ValueError(f"attention of the first stage must be one of {ATTENTIONS}, got {attention!r}")
+        if len(layers) != 4 or len(embed_dims) != 2 or len(num_heads) != 2:
+            raise ValueError(
+                "VOLO has four stages of two widths: "
+                f"layers {tuple(layers)}, embed_dims {tuple(embed_dims)}, num_heads {tuple(num_heads)}"
+            )
+        _check_pooling(global_pool)
+        super().__init__(
+            layers,
+            img_size=_whole_patches(img_size),
+            in_chans=in_chans,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            patch_size=PATCH,
+            stem_hidden_dim=stem_hidden_dim,
+            embed_dims=[embed_dims[0], *3 * [embed_dims[1]]],
+            num_heads=[num_heads[0], *3 * [num_heads[1]]],
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            drop_rate=drop_rate,
+            pos_drop_rate=pos_drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            drop_path_rate=drop_path_rate,
+        )
+        if attention == "elsa":
+            block = dict(mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, attn_drop=attn_drop_rate, kernel_size=elsa_kernel)
+            block |= dict(group_width=group_width, lam=lam, gamma=gamma, qk_scale=qk_scale)
+            self.network[0] = nn.Sequential(
+                *(ELSABlock(embed_dims[0], num_heads[0], **block) for _ in range(layers[0]))
+            )
+            init_linear_layers(self.network[0])
+
+    # ---- the stages
+
+    def embed(self, image: Tensor) -> Tensor:
+        """(B, C_in, H, W) → (B, ⌈H/8⌉, ⌈W/8⌉, C): the stem, after zero padding at the right and at the bottom."""
+        height, width = image.shape[-2:]
+        image = F.pad(image, (0, -width % PATCH, 0, -height % PATCH))
+        return self.patch_embed(image).permute(0, 2, 3, 1)
+
+    def maps(self, x: Tensor) -> Iterator[Tensor]:
+        """The map (B, H, W, C) that each module of ``network`` makes of the embedded image, one after the other."""
+        for index, module in enumerate(self.network):
+            if index == 1:
+                x = pad_to_multiple(x, 2)  # the downsampling
+            if index == 2:
+                x = self.pos_drop(x + _resized(self.pos_embed, tuple(x.shape[1:3])))
+            recompute = self.grad_checkpointing and torch.is_grad_enabled() and isinstance(module, nn.Sequential)
+            x = checkpoint_seq(module, x, use_reentrant=False) if recompute else module(x)
+            yield x
+
+    def forward_tokens(self, x: Tensor) -> Tensor:
+        """The embedded image → patch tokens (B, N, C), N = ⌈H/16⌉ · ⌈W/16⌉, row by row."""
+        *_, last = self.maps(x)
+        return last.flatten(1, 2)
+
+    def forward_features(self, x: Tensor, mix_box: Tensor | None = None) -> Tensor:
+        """Images → normalised tokens, the class token first: (B, 1 + N, C)."""
+        x = self.embed(x)
+        if mix_box is not None:
+            x = torch.where(self._in_box(mix_box, x), x.flip(0), x)
+        x = self.forward_tokens(x)
+        return self.norm(x if self.post_network is None else self.forward_cls(x))
+
+    # ---- classification and token labeling
+
+    def forward(self, x: Tensor, mix_box: Tensor | None = None, token_logits: bool = False) -> Tensor | tuple[Tensor]:
+        """Images (B, C_in, H, W) → logits (B, classes).
+
+        Args:
+            x: the images; their sizes may be any, and differ from the nominal one.
+            mix_box: mix-token: (top, left, bottom, right) in patch tokens, integers of shape (4,), drawn outside.
+                Inside it every image gets the embedding of its mirror in the batch (the first that of the last, …),
+                and the token logits are put back to the image that they came from.
+            token_logits: returns the logits of the class token (B, classes) and of the patch tokens (B, N, classes)
+                apart, as token labeling trains them.
+
+        Raises:
+            ValueError: a box with an odd batch, whose images cannot be paired, or no head that gives token logits.
+        """
+        if mix_box is not None and len(x) % 2:
+            raise ValueError(f"mix-token pairs the images of a batch: the batch must be even, got {len(x)} images")
+        if not token_logits:
+            return self.forward_head(self.forward_features(x, mix_box))
+        if self.aux_head is None:
+            raise ValueError(
+                "token logits need a model with classes and class attention; this one has no auxiliary head"
+            )
+        size = tuple(-(-side // self.token_stride) for side in x.shape[-2:])
+        tokens = self.head_drop(self.forward_features(x, mix_box))
+        of_patches = self.aux_head(tokens[:, 1:])
+        if mix_box is not None:
+            of_patches = of_patches.unflatten(1, size)
+            mixed = self._in_box(mix_box, of_patches, 1)
+            of_patches = torch.where(mixed, of_patches.flip(0), of_patches).flatten(1, 2)
+        return self.head(tokens[:, 0]), of_patches
+
+    def _in_box(self, box: Tensor, x: Tensor, scale: int = 2) -> Tensor:
+        """Which positions of a map (B, H, W, C) lie in the box of patch tokens: (1, H, W, 1), ``scale`` per token."""
+        top, left, bottom, right = (box.to(x.device) * scale).unbind()
+        row, column = (torch.arange(size, device=x.device) for size in x.shape[1:3])
+        rows, columns = (row >= top) & (row < bottom), (column >= left) & (column < right)
+        return (rows[:, None] & columns)[None, ..., None]
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Fresh heads for ``num_classes`` classes (0: none); ``global_pool`` None keeps the pooling."""
+        if global_pool is not None:
+            _check_pooling(global_pool)
+        super().reset_classifier(num_classes, global_pool)
+        for head in (self.head, self.aux_head):
+            if head is not None:
+                init_linear_layers(head)
+
+    # ---- maps
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The maps of the four stages: the first at stride 8, the others at stride 16.
+
+        Args:
+            x: (B, C_in, H, W), any size.
+            indices: the last n stages (int), the stages named (sequence, negative from the end), or all (None).
+            norm: applies the final LayerNorm to the maps that have its width, all but the first.
+            stop_early: runs no stage after the last one asked for.
+            output_fmt: "NCHW" or "NHWC".
+            intermediates_only: returns the list alone, without the tokens of ``forward_features``.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ValueError(f"output_fmt must be NCHW or NHWC, got {output_fmt!r}")
+        wanted = [self.stage_ends[stage] for stage in select_stages(indices, len(self.stage_ends))]
+        intermediates = []
+        for index, x in enumerate(self.maps(self.embed(x))):  # noqa: B020
+            if index in wanted:
+                level = self.norm(x) if norm and index >= 2 else x
+                intermediates.append(level.permute(0, 3, 1, 2) if output_fmt == "NCHW" else level)
+            if stop_early and index == max(wanted):
+                break
+        if intermediates_only:
+            return intermediates
+        if index == len(self.network) - 1:
+            x = x.flatten(1, 2)
+            x = self.norm(x if self.post_network is None else self.forward_cls(x))
+        return x, intermediates
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drops what the maps named by ``indices`` do not need; returns their indices."""
+        wanted = select_stages(indices, len(self.stage_ends))
+        return super().prune_intermediate_layers(wanted, prune_norm, prune_head)
+
+    # ---- sizes
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Resizes the position embedding for good to that of another nominal input size."""
+        grid = tuple(side // self.token_stride for side in _whole_patches(img_size))
+        self.pos_embed = nn.Parameter(
+            _resized(self.pos_embed.detach(), grid).contiguous(), self.pos_embed.requires_grad
+        )
+
+    def adapt_state_dict(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The state dict of a model of another nominal input size with its position embedding resized to this one's."""
+        table, grid = tensors.get("pos_embed"), tuple(self.pos_embed.shape[1:3])
+        if table is None or table.ndim != 4 or table.shape[1:3] == grid:
+            return tensors
+        return {**tensors, "pos_embed": _resized(table, grid).contiguous()}
+
+
+def _resized(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Position embedding (1, H, W, C) → (1, *grid, C), bicubic."""
+    return resize_map(table.permute(0, 3, 1, 2), grid).permute(0, 2, 3, 1)
+
+
+def _whole_patches(img_size: int | tuple[int, int]) -> tuple[int, int]:
+    size, stride = to_2tuple(img_size), ELSAVOLO.token_stride
+    if any(side < stride or side % stride for side in size):
+        near = tuple(max(stride, round(side / stride) * stride) for side in size)
+        raise ValueError(f"img_size must be a multiple of the patch, {stride} pixels, got {img_size}; near: {near}")
+    return size
+
+
+def _check_pooling(global_pool: str) -> None:
+    if global_pool not in ("token", "avg", ""):
+        raise ValueError(f"global_pool must be 'token', 'avg' or '', got {global_pool!r}")
