@@ -4,7 +4,7 @@ from .elsa import ELSA, ELSABlock
 from .pretrained import CheckpointError, LoadReport, load_pretrained, read_checkpoint
 from .registry import VARIANTS
 from .swin import ELSASwin, ELSASwinMaps
-from .volo import ELSAVOLO
+from .volo import ELSAVOLO, ELSAVOLOMaps
 
 __all__ = [
     "ELSA",
@@ -14,6 +14,7 @@ __all__ = [
     "ELSABlock",
     "ELSASwin",
     "ELSASwinMaps",
+    "ELSAVOLOMaps",
     "LoadReport",
     "load_pretrained",
     "read_checkpoint",

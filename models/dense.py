@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -19,6 +18,7 @@ from . import mmcv_ops
 from .pretrained import LoadReport, load_backbone
 from .registry import VARIANTS, SwinSpec
 from .swin import ELSASwinMaps, SwinStages
+from .volo import ELSAVOLO, ELSAVOLOMaps
 
 mmcv_ops.provide()
 
@@ -26,19 +26,24 @@ mmcv_ops.provide()
 WINDOWED = {name.removeprefix("elsa_"): name for name, spec in VARIANTS.items() if isinstance(spec, SwinSpec)}
 
 
-class PretrainedMaps(ELSASwinMaps):
-    """ELSASwinMaps that starts from a checkpoint when mmengine initialises the model, once per training."""
+class Pretrained:
+    """A network of maps that starts from a checkpoint when mmengine initialises the model, once per training."""
 
-    def __init__(self, pretrained: str | None, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.pretrained = pretrained
-        self.load_report: LoadReport | None = None
+    pretrained: str | None = None
+    load_report: LoadReport | None = None
 
     def init_weights(self) -> None:
         """Called by mmengine before a training; evaluation needs no pretrained file."""
         if self.pretrained:
             self.load_report = load_backbone(self, self.pretrained)
-            print_log(f"backbone from {self.pretrained}: {self.load_report}", logger="current")
+
+
+class SwinBackbone(Pretrained, ELSASwinMaps):
+    """ELSASwinMaps for mmengine."""
+
+
+class VOLOBackbone(Pretrained, ELSAVOLOMaps):
+    """ELSAVOLOMaps for mmengine."""
 
 
 @MODELS.register_module()
@@ -54,7 +59,7 @@ def DenseBackbone(  # a factory with a class's name: mmengine builds it by that
 ) -> nn.Module:
     """A backbone: images (B, 3, H, W) of any size → maps (B, C_i, ⌈H/s⌉, ⌈W/s⌉), s = 4 · 2^i, one per out index.
 
-    State-dict names are those of the released detectors and segmentors (``layers.0…``, ``norm0…``).
+    ELSA-Swin's state-dict names are those of the released detectors and segmentors (``layers.0…``, ``norm0…``).
 
     Args:
         variant: a name of VARIANTS, or that name without ``elsa_`` for the Swin Transformer that it is compared with.
@@ -63,7 +68,7 @@ def DenseBackbone(  # a factory with a class's name: mmengine builds it by that
         drop_path_rate: published .2 for detection, .3 for segmentation.
         with_cp: recompute each block in backward (activation checkpointing).
         pretrained: a classification checkpoint to start from, or a detector's or segmentor's, whose backbone is taken.
-        model_args: overrides of the variant's arguments, e.g. ``{"ape": True}``; see SwinStages.
+        model_args: overrides of the variant's arguments, e.g. ``{"ape": True}``; see SwinStages and ELSAVOLO.
         init_cfg: ``dict(type="Pretrained", checkpoint=…)``, mmengine's way to say ``pretrained``.
 
     Raises:
@@ -80,10 +85,13 @@ def DenseBackbone(  # a factory with a class's name: mmengine builds it by that
         near = difflib.get_close_matches(str(variant), names, 1)
         hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(names)}"
         raise ValueError(f"variant {variant!r} is not known{hint}")
-    arguments = {**asdict(VARIANTS[WINDOWED.get(variant, variant)]), "drop_path_rate": drop_path_rate}
+    spec = VARIANTS[WINDOWED.get(variant, variant)]
+    is_swin = isinstance(spec, SwinSpec)
+    network = SwinBackbone if is_swin else VOLOBackbone
+    arguments = {**asdict(spec), "drop_path_rate": drop_path_rate}
     if variant in WINDOWED:
-        arguments["attention"] = ("window",) * len(arguments["depths"])
-    known = set(inspect.signature(SwinStages).parameters) | {"shift_small_maps"}
+        arguments["attention"] = ("window",) * len(spec.depths)
+    known = {*inspect.signature(SwinStages if is_swin else ELSAVOLO).parameters, *(["shift_small_maps"] * is_swin)}
     for name in model_args or {}:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
@@ -91,6 +99,7 @@ def DenseBackbone(  # a factory with a class's name: mmengine builds it by that
                 f"model_args: {name!r} is no argument of {variant}" + (f"; did you mean {near[0]}?" if near else "")
             )
     arguments.update(model_args or {})
-    network = PretrainedMaps(pretrained, out_indices=out_indices, frozen_stages=frozen_stages, **arguments)
-    network.set_grad_checkpointing(with_cp)
-    return network
+    backbone = network(out_indices=out_indices, frozen_stages=frozen_stages, **arguments)
+    backbone.pretrained = pretrained
+    backbone.set_grad_checkpointing(with_cp)
+    return backbone

@@ -208,8 +208,8 @@ def _size(tensor: Tensor) -> str:
 def load_backbone(model: nn.Module, checkpoint: str | Path, trust: bool = False) -> LoadReport:
     """Starts a dense backbone from a classifier, or from the backbone of a detector or segmentor.
 
-    A classifier has no ``norm0…norm3``, which stay as initialised, and its own last norm and head are left out; every
-    other tensor must be there and fit. An absolute position embedding is brought to the dense layout (1, C, H, W);
+    What only maps have (``norm0…norm3``) stays as initialised, what only classifiers have (their last norm, their head)
+    is left out; every other tensor must be there and fit. An absolute position embedding is brought to the dense layout (1, C, H, W);
     weights of a Swin Transformer, in the names of its authors or of timm, to ours.
 
     Raises:
@@ -221,19 +221,21 @@ def load_backbone(model: nn.Module, checkpoint: str | Path, trust: bool = False)
     if any(name.endswith("attn.qkv.weight") for name in tensors):
         tensors = _from_swin_names(tensors)
     own = model.state_dict()
-    given = {name: value for name, value in tensors.items() if name.split(".")[0] not in ("norm", "head")}
+    given = {name: value for name, value in tensors.items() if name.split(".")[0] not in model.classifier_only}
     table, layout = given.get("absolute_pos_embed"), own.get("absolute_pos_embed")
     if table is not None and layout is not None and table.ndim == 3:
         side = math.isqrt(table.shape[1])
         if side * side != table.shape[1]:
             raise CheckpointError(f"checkpoint {checkpoint}: absolute_pos_embed {tuple(table.shape)} is no square map")
         given["absolute_pos_embed"] = resize_map(table.transpose(1, 2).unflatten(2, (side, side)), layout.shape[2:])
-    kept = [name for name in own if name not in given and re.match(r"norm\d\.|.*\.relative_id$", name)]
+    kept = [name for name in own if name not in given and re.match(model.maps_only, name)]
     try:
         report = load_pretrained(model, {"state_dict": given}, ignore=kept)
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint} for the backbone: {error}") from error
-    return replace(report, entry=entry, ignored=tuple(name for name in report.ignored if name.startswith("norm")))
+    return replace(
+        report, entry=entry, ignored=tuple(name for name in report.ignored if not name.endswith("relative_id"))
+    )
 
 
 def _from_swin_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -294,7 +294,14 @@ class ELSASwinMaps(SwinStages):
         frozen_stages: −1 none; 0 freezes the embedding, n also the first n stages (eval mode, no gradients).
         shift_small_maps: True as published, see WindowBlock.
         **trunk: every other argument of SwinStages, checked there.
+
+    Attributes:
+        classifier_only: tensors that classifiers have and this has not.
+        maps_only: pattern of those that classifiers have not, or that follow from the arguments.
     """
+
+    classifier_only = ("norm", "head")
+    maps_only = r"norm\d\.|.*\.relative_id$"
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ and what token labeling (arXiv 2104.10858) needs of the network.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -247,6 +248,72 @@ class ELSAVOLO(VOLO):
         if table is None or table.ndim != 4 or table.shape[1:3] == grid:
             return tensors
         return {**tensors, "pos_embed": _resized(table, grid).contiguous()}
+
+
+class ELSAVOLOMaps(ELSAVOLO):
+    """ELSA-VOLO as a backbone: images of any size → maps at strides 4, 8, 16, 32, each after its own LayerNorm.
+
+    VOLO has two strides, 8 and 16. As in the simple feature pyramid of ViTDet (arXiv 2203.16527) a transposed
+    convolution makes stride 4 of the first stage's map, and max pooling stride 32 of the last one's. This way to dense
+    tasks is ours: the paper has none for VOLO.
+
+    Args:
+        out_indices: the levels that are returned; 0 and 1 have the first stage's width, 2 and 3 the others'.
+        frozen_stages: −1 none; 0 freezes the stem, n also the first n of the four stages (eval mode, no gradients).
+        **trunk: every other argument of ELSAVOLO, checked there.
+    """
+
+    classifier_only = ("norm", "head", "aux_head", "post_network", "cls_token")
+    maps_only = r"(norm\d|upsample)\."
+
+    def __init__(self, out_indices: Sequence[int] = (0, 1, 2, 3), frozen_stages: int = -1, **trunk: Any) -> None:
+        super().__init__(**{**trunk, "num_classes": 0, "global_pool": "avg"})
+        levels, stages = 4, len(self.stage_ends)
+        if not out_indices or any(index not in range(levels) for index in out_indices):
+            raise ValueError(f"out_indices must name levels 0 … {levels - 1}, got {tuple(out_indices)}")
+        if frozen_stages not in range(-1, stages + 1):
+            raise ValueError(f"frozen_stages must be -1 … {stages}, got {frozen_stages}")
+        self.out_indices, self.frozen_stages = tuple(out_indices), frozen_stages
+        self.post_network, self.norm, self.cls_token = None, nn.Identity(), None
+        narrow, wide = trunk.get("embed_dims", (192, 384))
+        if 0 in self.out_indices:
+            self.upsample = nn.ConvTranspose2d(narrow, narrow, 2, 2)
+        for index in self.out_indices:
+            self.add_module(f"norm{index}", nn.LayerNorm(narrow if index < 2 else wide))
+        if max(self.out_indices) < 2:
+            self.network = self.network[:1]
+            self.pos_embed.requires_grad_(False)
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+        if frozen_stages > 1:
+            self.pos_embed.requires_grad_(False)
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        if self.frozen_stages < 0:
+            return []
+        ends = [-1, *self.stage_ends]
+        return [self.patch_embed, *self.network[: ends[self.frozen_stages] + 1]]
+
+    def train(self, mode: bool = True) -> ELSAVOLOMaps:
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()
+        return self
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, C_in, H, W) → one (B, C_i, ⌈H/s⌉, ⌈W/s⌉) map per out index, s = 4 · 2^i."""
+        height, width = x.shape[-2:]
+        of_stages = [level.permute(0, 3, 1, 2) for level in self.maps(self.embed(x))]
+        maps = []
+        for index in self.out_indices:
+            level = of_stages[0 if index < 2 else -1]
+            if index == 0:
+                level = self.upsample(level)[..., : -(-height // 4), : -(-width // 4)]
+            elif index == 3:
+                level = F.max_pool2d(level, 2, ceil_mode=True)
+            norm = self.get_submodule(f"norm{index}")
+            maps.append(norm(level.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        return maps
 
 
 def _resized(table: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -136,3 +136,45 @@ def test_plain_swin_starts_from_swin_transformers_weights(tmp_path, authors_layo
         ):
             normalised = nn.functional.layer_norm(level.permute(0, 2, 3, 1), level.shape[1:2]).permute(0, 3, 1, 2)
             torch.testing.assert_close(ours, normalised, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (70, 90), (33, 47)])
+def test_volo_gives_a_pyramid_of_four_levels(size):
+    backbone = DenseBackbone("elsa_volo_nano").eval()
+    with torch.no_grad():
+        maps = backbone(torch.randn(2, 3, *size))
+    expected = [
+        (2, width, *(-(-side // stride) for side in size)) for width, stride in ((64, 4), (64, 8), (128, 16), (128, 32))
+    ]
+    assert [tuple(level.shape) for level in maps] == expected
+
+
+def test_volo_starts_from_a_classifier(tmp_path):
+    """Levels 1 and 2 are the classifier's own maps but for the norms; the position embedding of another size fits."""
+    torch.manual_seed(0)
+    model = timm.create_model("elsa_volo_nano", num_classes=5, img_size=96).eval()
+    torch.save(model.state_dict(), tmp_path / "volo.pt")
+    backbone = DenseBackbone("elsa_volo_nano", drop_path_rate=0.0).eval()
+    report = load_backbone(backbone, tmp_path / "volo.pt")
+    assert {name.split(".")[0] for name in report.ignored} == {"norm0", "norm1", "norm2", "norm3", "upsample"}
+    image = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        _, middle, last, _ = backbone(image)
+        theirs = model.set_input_size(224) or model.forward_intermediates(image, intermediates_only=True)
+    for ours, level, norm in ((middle, theirs[0], backbone.norm1), (last, theirs[-1], backbone.norm2)):
+        torch.testing.assert_close(ours, norm(level.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), atol=1e-5, rtol=1e-4)
+    state = model.state_dict()
+    del state["network.0.0.attn.ghost_head"]
+    torch.save(state, tmp_path / "part.pt")
+    with pytest.raises(CheckpointError, match=r"1 missing: network\.0\.0\.attn\.ghost_head"):
+        load_backbone(backbone, tmp_path / "part.pt")
+
+
+@pytest.mark.parametrize("arguments", [dict(out_indices=(0, 1)), dict(frozen_stages=2), dict(out_indices=(2,))])
+def test_every_parameter_of_volo_that_learns_has_a_gradient(arguments):
+    """Gradient reducers wait for all of them."""
+    backbone = DenseBackbone("elsa_volo_nano", with_cp=True, **arguments).train()
+    sum(level.square().mean() for level in backbone(torch.randn(2, 3, 64, 64))).backward()
+    assert not [key for key, value in backbone.named_parameters() if value.requires_grad and value.grad is None]
+    frozen = arguments.get("frozen_stages", -1) >= 0
+    assert backbone.patch_embed.proj.weight.requires_grad is not frozen
