@@ -209,8 +209,8 @@ def load_backbone(model: nn.Module, checkpoint: str | Path, trust: bool = False)
     """Starts a dense backbone from a classifier, or from the backbone of a detector or segmentor.
 
     What only maps have (``norm0…norm3``) stays as initialised, what only classifiers have (their last norm, their head)
-    is left out; every other tensor must be there and fit. An absolute position embedding is brought to the dense layout (1, C, H, W);
-    weights of a Swin Transformer, in the names of its authors or of timm, to ours.
+    is left out; every other tensor must be there and fit. An absolute position embedding is brought to the dense layout
+    (1, C, H, W); weights of a Swin Transformer, in the names of its authors or of timm, to ours.
 
     Raises:
         CheckpointError: see ``load_pretrained``.
@@ -218,7 +218,7 @@ def load_backbone(model: nn.Module, checkpoint: str | Path, trust: bool = False)
     entry, tensors = select_weights(read_checkpoint(checkpoint, trust))
     if any(name.startswith("backbone.") for name in tensors):
         tensors = {n.removeprefix("backbone."): value for n, value in tensors.items() if n.startswith("backbone.")}
-    if any(name.endswith("attn.qkv.weight") for name in tensors):
+    if any(name.endswith("relative_position_bias_table") for name in tensors):
         tensors = _from_swin_names(tensors)
     own = model.state_dict()
     given = {name: value for name, value in tensors.items() if name.split(".")[0] not in model.classifier_only}
