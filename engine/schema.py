@@ -90,7 +90,7 @@ SCHEMA: dict[str, Key] = {
     "AUG.SMOOTHING": Key(0.1, "label smoothing", low=0.0, high=0.999),
     # ---- token labeling (arXiv 2104.10858), of models that give token logits: elsa_volo_*
     "TOKENS.ENABLED": Key(False, "a target for the class token and for every patch token; without mixup and cutmix"),
-    "TOKENS.LABELS": Key("", "folder of label maps (make_token_labels.py); empty: the image's class", may_change=True),
+    "TOKENS.LABELS": Key("", "label maps of tools/make_token_labels.py; empty: the image's class", may_change=True),
     "TOKENS.CLASS_WEIGHT": Key(1.0, "weight of the class token's loss", low=0.0),
     "TOKENS.PATCH_WEIGHT": Key(0.5, "weight of the patch tokens' loss", low=0.0),
     "TOKENS.GROUND_TRUTH": Key(False, "mix the image's own class into the class token's target, as in fine-tuning"),

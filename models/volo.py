@@ -136,12 +136,17 @@ class ELSAVOLO(VOLO):
         x = self.embed(x)
         if mix_box is not None:
             x = torch.where(self._in_box(mix_box, x), x.flip(0), x)
-        x = self.forward_tokens(x)
-        return self.norm(x if self.post_network is None else self.forward_cls(x))
+        return self._finish(self.forward_tokens(x))
+
+    def _finish(self, tokens: Tensor) -> Tensor:
+        """Patch tokens → all tokens after class attention and the final LayerNorm."""
+        return self.norm(tokens if self.post_network is None else self.forward_cls(tokens))
 
     # ---- classification and token labeling
 
-    def forward(self, x: Tensor, mix_box: Tensor | None = None, token_logits: bool = False) -> Tensor | tuple[Tensor]:
+    def forward(
+        self, x: Tensor, mix_box: Tensor | None = None, token_logits: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Images (B, C_in, H, W) → logits (B, classes).
 
         Args:
@@ -213,18 +218,16 @@ class ELSAVOLO(VOLO):
             raise ValueError(f"output_fmt must be NCHW or NHWC, got {output_fmt!r}")
         wanted = [self.stage_ends[stage] for stage in select_stages(indices, len(self.stage_ends))]
         intermediates = []
-        for index, x in enumerate(self.maps(self.embed(x))):  # noqa: B020
+        for index, level in enumerate(self.maps(self.embed(x))):
             if index in wanted:
-                level = self.norm(x) if norm and index >= 2 else x
-                intermediates.append(level.permute(0, 3, 1, 2) if output_fmt == "NCHW" else level)
+                shown = self.norm(level) if norm and index >= 2 else level
+                intermediates.append(shown.permute(0, 3, 1, 2) if output_fmt == "NCHW" else shown)
             if stop_early and index == max(wanted):
                 break
         if intermediates_only:
             return intermediates
-        if index == len(self.network) - 1:
-            x = x.flatten(1, 2)
-            x = self.norm(x if self.post_network is None else self.forward_cls(x))
-        return x, intermediates
+        whole = index == len(self.network) - 1
+        return (self._finish(level.flatten(1, 2)) if whole else level), intermediates
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True

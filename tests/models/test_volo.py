@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from timm.layers import DropPath
+from timm.models import group_parameters
 from timm.models.volo import VOLO, Outlooker
 from torch import nn
 
@@ -118,6 +119,23 @@ def test_position_embedding_and_class_token_are_not_decayed():
     assert build().no_weight_decay() == {"pos_embed", "cls_token"}
 
 
+def test_layer_groups_rise_from_stem_to_heads():
+    """For layer-wise learning-rate decay."""
+    model = build()
+    depth = group_parameters(model, model.group_matcher(), reverse=True)
+    assert set(depth) == {key for key, _ in model.named_parameters()}
+    stages = [
+        f"{info['module']}.{index}"
+        for info in model.feature_info
+        for index in range(len(model.get_submodule(info["module"])))
+    ]
+    order = ["patch_embed", *stages, "post_network.0", "post_network.1", "head"]
+    first = [min(value for key, value in depth.items() if key.startswith(f"{name}.")) for name in order]
+    assert first == sorted(set(first))
+    assert first[0] == 0
+    assert depth["aux_head.weight"] == depth["head.weight"] == max(depth.values())
+
+
 # ---- sizes
 
 
@@ -221,6 +239,17 @@ def test_a_box_of_nothing_mixes_nothing_and_one_of_everything_swaps_images(box, 
         mixed, put_back = model(x, mix_box=torch.tensor(box), token_logits=True)
     torch.testing.assert_close(mixed, plain.flip(0) if swapped else plain)
     torch.testing.assert_close(put_back, patches)
+
+
+def test_another_box_is_no_reason_to_compile_again():
+    model, x, graphs = nano(), torch.randn(2, 3, 64, 64), []
+    compiled = torch.compile(model, backend=lambda graph, _: graphs.append(graph) or graph.forward, fullgraph=True)
+    with torch.no_grad():
+        for box in ((0, 0, 0, 0), (1, 0, 3, 4), (0, 1, 1, 2), (0, 0, 4, 4)):
+            arguments = dict(mix_box=torch.tensor(box), token_logits=True)
+            for one, other in zip(compiled(x, **arguments), model(x, **arguments), strict=True):
+                torch.testing.assert_close(one, other)
+    assert len(graphs) == 1
 
 
 def test_mix_token_needs_an_even_batch_and_token_logits_a_head():
