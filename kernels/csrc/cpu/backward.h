@@ -71,9 +71,12 @@ struct Backward {
       for (int64_t y = first_row; y < last_row; ++y) {
         for (; ready < image.rows && ready <= y + reach; ++ready) softmax(image, ready);
         for (int64_t x = 0; x < image.columns; x += P) {
-          const int64_t count = image.columns - x < P ? image.columns - x : P;
-          value_block(image, y, x, count);
-          logits_block(image, y, x, count);
+          value_block(image, y, x, image.columns - x < P ? image.columns - x : P);
+          for (int64_t p = 0; p < P; ++p) prefetch_output(image, y, x + p);
+        }
+        for (int64_t x = 0; x < image.columns; x += P) {
+          logits_block(image, y, x, image.columns - x < P ? image.columns - x : P);
+          for (int64_t p = 0; p < P; ++p) prefetch_next_row(image, y, x + p);
         }
         if constexpr (Mul || Add) ghost_row(image, y);
       }
@@ -87,6 +90,24 @@ struct Backward {
     const T* logits = static_cast<const T*>(arguments.logits) +
                       ((image.origin + y * image.row_step) * g.heads + head) * taps().count();
     softmax_strip<T, K * K>(logits, step, weights, image.columns, taps().count());
+  }
+
+  // The logits' gradients that are written next.
+  ELSA_INLINE void prefetch_output(const Image& image, int64_t y, int64_t x) const {
+    const int64_t position = image.origin + y * image.row_step + x * image.column_step;
+    prefetch_lines<1>(static_cast<const T*>(arguments.grad_logits), (position * geometry().heads + head) * taps().count(),
+                      taps().count());
+  }
+
+  // What the same position of the next row reads first and writes.
+  ELSA_INLINE void prefetch_next_row(const Image& image, int64_t y, int64_t x) const {
+    const Geometry& g = geometry();
+    const int64_t next = image.origin + (y + 1) * image.row_step + x * image.column_step;
+    const int64_t below = next + taps().reach() * image.row_step, channel = head * g.head_dim;
+    prefetch_lines<0>(static_cast<const T*>(arguments.logits), (below * g.heads + head) * taps().count(), taps().count());
+    prefetch_lines<0>(static_cast<const T*>(arguments.value), below * g.channels + channel, g.head_dim);
+    prefetch_lines<0>(static_cast<const T*>(arguments.grad_out), below * g.channels + channel, g.head_dim);
+    prefetch_lines<1>(static_cast<const T*>(arguments.grad_value), next * g.channels + channel, g.head_dim);
   }
 
   // ---- grad_value -----------------------------------------------------------------------------------------------

@@ -21,19 +21,16 @@ struct Forward {
   ELSA_INLINE int64_t stride() const { return weight_stride<A>(taps().count()); }
 
   // Heads [first_head, last_head) of the rows of a slot. Strips keep the K rows that a block reads in the second-level
-  // cache however wide the map is. Where everything is in the caches, one head after the other keeps the ghosts in the
-  // first-level one; where it is not, the heads are innermost, because they share the cache lines of the logits.
+  // cache however wide the map is. The heads take turns within a strip, because they share the cache lines of the logits.
   void run(int64_t slot, int64_t first_head, int64_t last_head) {
     for_pieces(arguments.geometry, slot, [&](const Image& image, int64_t first_row, int64_t last_row) ELSA_LAMBDA {
       for (int64_t start = 0; start < image.columns; start += kStrip) {
         const int64_t stop = start + kStrip < image.columns ? start + kStrip : image.columns;
-        const int64_t together = arguments.streamed ? last_head - first_head : 1;
-        for (int64_t heads = first_head; heads < last_head; heads += together)
-          for (int64_t y = first_row; y < last_row; ++y)
-            for (head = heads; head < heads + together; ++head) {
-              softmax(image, y, start, stop);
-              for (int64_t x = start; x < stop; x += P) block(image, y, x, weights + (x - start) * stride());
-            }
+        for (int64_t y = first_row; y < last_row; ++y)
+          for (head = first_head; head < last_head; ++head) {
+            softmax(image, y, start, stop);
+            for (int64_t x = start; x < stop; x += P) block(image, y, x, weights + (x - start) * stride());
+          }
       }
     });
   }
@@ -71,10 +68,8 @@ struct Forward {
     const int64_t first = y < reach ? reach - y : 0;
     const int64_t last = image.rows - y + reach < taps.kernel() ? image.rows - y + reach : taps.kernel();
     for (int64_t j = first; j < last; ++j) {
-      if (arguments.streamed) {
-        for (int64_t p = j * P / taps.kernel(); p < (j + 1) * P / taps.kernel(); ++p)
-          prefetch(image, y + 1, x + p, channel);
-      }
+      for (int64_t p = j * P / taps.kernel(); p < (j + 1) * P / taps.kernel(); ++p)
+        prefetch(image, y + 1, x + p, channel);
       const RowView<T> source{value + (y + j - reach) * image.row_step * g.channels, zeros, step, image.columns};
       for_segments<K>(taps.kernel(), [&](auto segment, int64_t i) ELSA_LAMBDA {
         const int64_t tap = j * taps.kernel() + i;
@@ -93,23 +88,16 @@ struct Forward {
     });
   }
 
-  // What the same block of the next row will read first and write: its strided lines are beyond what the processor
-  // predicts. Spread over the rows of taps, so that the requests find room. Addresses past the end are harmless here.
+  // What the same block of the next row will read first and write. Spread over the rows of taps, so that the requests
+  // find room.
   ELSA_INLINE void prefetch(const Image& image, int64_t y, int64_t x, int64_t channel) const {
     const Geometry& g = arguments.geometry;
-    const int64_t taps = Taps<K>{g.kernel}.count(), reach = Taps<K>{g.kernel}.reach();
     const int64_t position = image.origin + y * image.row_step + x * image.column_step;
-    const int64_t below = position + reach * (image.row_step + image.column_step);
-    prefetch_lines<0>(arguments.logits, (position * g.heads + head) * taps, taps);
-    prefetch_lines<0>(arguments.value, below * g.channels + channel, NV * kLanes<A>);
-    prefetch_lines<1>(arguments.out, position * g.channels + channel, NV * kLanes<A>);
-  }
-
-  template <int Write>
-  static ELSA_INLINE void prefetch_lines(const void* array, int64_t first, int64_t count) {
-    const uintptr_t start = reinterpret_cast<uintptr_t>(array) + static_cast<uintptr_t>(first) * sizeof(T);
-    for (int64_t byte = 0; byte < count * static_cast<int64_t>(sizeof(T)); byte += 64)
-      __builtin_prefetch(reinterpret_cast<const void*>(start + static_cast<uintptr_t>(byte)), Write, 3);
+    const int64_t below = position + taps().reach() * (image.row_step + image.column_step);
+    prefetch_lines<0>(static_cast<const T*>(arguments.logits), (position * g.heads + head) * taps().count(),
+                      taps().count());
+    prefetch_lines<0>(static_cast<const T*>(arguments.value), below * g.channels + channel, NV * kLanes<A>);
+    prefetch_lines<1>(static_cast<const T*>(arguments.out), position * g.channels + channel, NV * kLanes<A>);
   }
 };
 

@@ -91,6 +91,15 @@ struct RowView {
   }
 };
 
+// Requests the cache lines of elements [first, first + count), to be written where Write is 1. The strided walk of one
+// head is beyond what the processor predicts. Addresses outside the array are harmless here.
+template <int Write, class T>
+ELSA_INLINE void prefetch_lines(const T* array, int64_t first, int64_t count) {
+  const uintptr_t start = reinterpret_cast<uintptr_t>(array) + static_cast<uintptr_t>(first) * sizeof(T);
+  for (int64_t byte = 0; byte < count * static_cast<int64_t>(sizeof(T)); byte += 64)
+    __builtin_prefetch(reinterpret_cast<const void*>(start + static_cast<uintptr_t>(byte)), Write, 3);
+}
+
 template <class T, bool Partial>
 ELSA_INLINE Vec<Accumulate<T>> load_channels(const T* p, int64_t count) {
   if constexpr (Partial) return load_first(p, count);
