@@ -90,7 +90,9 @@ void pack_ghost(const Geometry& g, const A* from, A* to) {
 template <class A>
 void unpack_gradient(const Geometry& g, const A* partial, A* to) {
   const int64_t elements = ghost_elements(g);
-  torch::stable::parallel_for(0, g.heads, 1, [&](int64_t first, int64_t last) {
+  constexpr int64_t kSums = 1 << 16;  // fewer are done before another thread has woken up
+  const int64_t grain = ceil_div(kSums, g.slots * g.taps * g.ghost_stride);
+  torch::stable::parallel_for(0, g.heads, grain, [&](int64_t first, int64_t last) {
     for (int64_t head = first; head < last; ++head)
       for (int64_t t = 0; t < g.taps; ++t)
         for (int64_t c = 0; c < g.head_dim; ++c) {
@@ -164,7 +166,7 @@ Tensor attention_forward(const Tensor& value, const Tensor& logits, const std::o
   if (p.batch == 0) return out;
   prefer_huge_pages(out);
   const ForwardKernel& kernel = kernel_for(*instruction_sets()[active_set()].forward, value.scalar_type());
-  const Geometry g = geometry_of(p, kernel.lanes, 8, p.batch * p.height);
+  const Geometry g = geometry_of(p, kernel.lanes, 7, p.batch * p.height);
   const Tensor dense_value = torch::stable::contiguous(value), dense_logits = torch::stable::contiguous(logits);
   const PackedGhost mul(g, ghost_mul), add(g, ghost_add);
   const ForwardArguments arguments{g,
