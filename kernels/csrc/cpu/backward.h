@@ -95,8 +95,8 @@ struct Backward {
   // The logits' gradients that are written next.
   ELSA_INLINE void prefetch_output(const Image& image, int64_t y, int64_t x) const {
     const int64_t position = image.origin + y * image.row_step + x * image.column_step;
-    prefetch_lines<1>(static_cast<const T*>(arguments.grad_logits), (position * geometry().heads + head) * taps().count(),
-                      taps().count());
+    const int64_t first = (position * geometry().heads + head) * taps().count();
+    prefetch_lines<1>(static_cast<const T*>(arguments.grad_logits), first, taps().count());
   }
 
   // What the same position of the next row reads first and writes.
@@ -104,7 +104,8 @@ struct Backward {
     const Geometry& g = geometry();
     const int64_t next = image.origin + (y + 1) * image.row_step + x * image.column_step;
     const int64_t below = next + taps().reach() * image.row_step, channel = head * g.head_dim;
-    prefetch_lines<0>(static_cast<const T*>(arguments.logits), (below * g.heads + head) * taps().count(), taps().count());
+    const int64_t logits = (below * g.heads + head) * taps().count();
+    prefetch_lines<0>(static_cast<const T*>(arguments.logits), logits, taps().count());
     prefetch_lines<0>(static_cast<const T*>(arguments.value), below * g.channels + channel, g.head_dim);
     prefetch_lines<0>(static_cast<const T*>(arguments.grad_out), below * g.channels + channel, g.head_dim);
     prefetch_lines<1>(static_cast<const T*>(arguments.grad_value), next * g.channels + channel, g.head_dim);
