@@ -71,9 +71,12 @@ struct Backward {
       for (int64_t y = first_row; y < last_row; ++y) {
         for (; ready < image.rows && ready <= y + reach; ++ready) softmax(image, ready);
         for (int64_t x = 0; x < image.columns; x += P) {
-          const int64_t count = image.columns - x < P ? image.columns - x : P;
-          value_block(image, y, x, count);
-          logits_block(image, y, x, count);
+          value_block(image, y, x, image.columns - x < P ? image.columns - x : P);
+          for (int64_t p = 0; p < P; ++p) prefetch_output(image, y, x + p);
+        }
+        for (int64_t x = 0; x < image.columns; x += P) {
+          logits_block(image, y, x, image.columns - x < P ? image.columns - x : P);
+          for (int64_t p = 0; p < P; ++p) prefetch_next_row(image, y, x + p);
         }
         if constexpr (Mul || Add) ghost_row(image, y);
       }
@@ -86,11 +89,26 @@ struct Backward {
     const int64_t step = image.column_step * g.heads * taps().count();
     const T* logits = static_cast<const T*>(arguments.logits) +
                       ((image.origin + y * image.row_step) * g.heads + head) * taps().count();
-    int64_t x = 0;
-    for (; x + P <= image.columns; x += P)
-      softmax_rows<T, K * K, P>(logits + x * step, step, weights + x * stride(), stride(), taps().count());
-    for (; x < image.columns; ++x)
-      softmax_row<T, K * K>(logits + x * step, weights + x * stride(), taps().count());
+    softmax_strip<T, K * K>(logits, step, weights, image.columns, taps().count());
+  }
+
+  // The logits' gradients that are written next.
+  ELSA_INLINE void prefetch_output(const Image& image, int64_t y, int64_t x) const {
+    const int64_t position = image.origin + y * image.row_step + x * image.column_step;
+    const int64_t first = (position * geometry().heads + head) * taps().count();
+    prefetch_lines<1>(static_cast<const T*>(arguments.grad_logits), first, taps().count());
+  }
+
+  // What the same position of the next row reads first and writes.
+  ELSA_INLINE void prefetch_next_row(const Image& image, int64_t y, int64_t x) const {
+    const Geometry& g = geometry();
+    const int64_t next = image.origin + (y + 1) * image.row_step + x * image.column_step;
+    const int64_t below = next + taps().reach() * image.row_step, channel = head * g.head_dim;
+    const int64_t logits = (below * g.heads + head) * taps().count();
+    prefetch_lines<0>(static_cast<const T*>(arguments.logits), logits, taps().count());
+    prefetch_lines<0>(static_cast<const T*>(arguments.value), below * g.channels + channel, g.head_dim);
+    prefetch_lines<0>(static_cast<const T*>(arguments.grad_out), below * g.channels + channel, g.head_dim);
+    prefetch_lines<1>(static_cast<const T*>(arguments.grad_value), next * g.channels + channel, g.head_dim);
   }
 
   // ---- grad_value -----------------------------------------------------------------------------------------------
@@ -159,8 +177,7 @@ struct Backward {
     const A* mul = static_cast<const A*>(arguments.ghost_mul) + (Mul ? head * taps().count() * g.ghost_stride + c : 0);
     const RowView<T> gradient = view(arguments.grad_out, image, y, c);
     Vec<A> go[P][Vectors];
-    unroll<P>([&](auto p) ELSA_LAMBDA {
-      const T* from = gradient.at(x + p);
+    gradient.template visit<P>(x, [&](auto p, const T* from) ELSA_LAMBDA {
       unroll<Vectors>([&](auto n) ELSA_LAMBDA { go[p][n] = load_channels<T, Partial>(from + n * N, width); });
     });
     const int64_t first = first_tap_row(y), last = last_tap_row(image, y);
@@ -181,8 +198,7 @@ struct Backward {
   // The P + S - 1 positions that a block's segment reads, converted and with zeros outside the map.
   template <int Vectors, bool Partial, int S>
   ELSA_INLINE void stage(const RowView<T>& source, int64_t first, int64_t width) const {
-    unroll<P + S - 1>([&](auto u) ELSA_LAMBDA {
-      const T* from = source.at(first + u);
+    source.template visit<P + S - 1>(first, [&](auto u, const T* from) ELSA_LAMBDA {
       unroll<Vectors>([&](auto n) ELSA_LAMBDA {
         store(scratch.staged + (u * Vectors + n) * N, load_channels<T, Partial>(from + n * N, width));
       });
@@ -247,9 +263,10 @@ struct Backward {
     Vec<A> sum_mul[S] = {}, sum_add[S] = {};
     for (int64_t x = 0; x < gradient.columns; x += P) {
       Vec<A> go[P];
-      unroll<P>([&](auto p) ELSA_LAMBDA { go[p] = load_channels<T, Partial>(gradient.at(x + p), width); });
-      unroll<P + S - 1>([&](auto u) ELSA_LAMBDA {
-        const Vec<A> v = load_channels<T, Partial>(source.at(x + u + shift), width);
+      gradient.template visit<P>(
+          x, [&](auto p, const T* from) ELSA_LAMBDA { go[p] = load_channels<T, Partial>(from, width); });
+      source.template visit<P + S - 1>(x + shift, [&](auto u, const T* from) ELSA_LAMBDA {
+        const Vec<A> v = load_channels<T, Partial>(from, width);
         unroll<S>([&](auto i) ELSA_LAMBDA {
           constexpr int p = u - i;
           if constexpr (p >= 0 && p < P) {

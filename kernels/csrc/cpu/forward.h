@@ -6,57 +6,57 @@
 namespace elsa::cpu::ELSA_ISA {
 namespace {
 
+constexpr int64_t kStrip = 8 * P;  // positions of a row whose softmax is computed at once
+
 template <class T, int K, bool Mul, bool Add>
 struct Forward {
   using A = Accumulate<T>;
 
   const ForwardArguments& arguments;
-  A* weights;      // [P][stride]: the softmax of the current block
+  A* weights;      // [kStrip][stride]: the softmax of the current strip of a row
   const T* zeros;  // one chunk of channels
   int64_t head;
 
+  ELSA_INLINE Taps<K> taps() const { return {arguments.geometry.kernel}; }
+  ELSA_INLINE int64_t stride() const { return weight_stride<A>(taps().count()); }
+
   // Heads [first_head, last_head) of the rows of a slot. Strips keep the K rows that a block reads in the second-level
-  // cache however wide the map is. Where everything is in the caches, one head after the other keeps the ghosts in the
-  // first-level one; where it is not, the heads are innermost, because they share the cache lines of the logits.
+  // cache however wide the map is. The heads take turns within a strip, because they share the cache lines of the logits.
   void run(int64_t slot, int64_t first_head, int64_t last_head) {
-    constexpr int64_t kStrip = 16 * P;
     for_pieces(arguments.geometry, slot, [&](const Image& image, int64_t first_row, int64_t last_row) ELSA_LAMBDA {
       for (int64_t start = 0; start < image.columns; start += kStrip) {
         const int64_t stop = start + kStrip < image.columns ? start + kStrip : image.columns;
-        const int64_t together = arguments.streamed ? last_head - first_head : 1;
-        for (int64_t heads = first_head; heads < last_head; heads += together)
-          for (int64_t y = first_row; y < last_row; ++y)
-            for (int64_t x = start; x < stop; x += P)
-              for (head = heads; head < heads + together; ++head) block(image, y, x);
+        for (int64_t y = first_row; y < last_row; ++y)
+          for (head = first_head; head < last_head; ++head) {
+            softmax(image, y, start, stop);
+            for (int64_t x = start; x < stop; x += P) block(image, y, x, weights + (x - start) * stride());
+          }
       }
     });
   }
 
-  void block(const Image& image, int64_t y, int64_t x) const {
+  // A strip at a time, because one block alone would wait for its own horizontal sums.
+  void softmax(const Image& image, int64_t y, int64_t start, int64_t stop) const {
     const Geometry& g = arguments.geometry;
-    const Taps<K> taps{g.kernel};
-    const int64_t stride = weight_stride<A>(taps.count());
-    const int64_t count = image.columns - x < P ? image.columns - x : P;
-    const int64_t origin = image.origin + y * image.row_step + x * image.column_step;
+    const int64_t step = image.column_step * g.heads * taps().count();
+    const T* logits = static_cast<const T*>(arguments.logits) +
+                      ((image.origin + y * image.row_step + start * image.column_step) * g.heads + head) * taps().count();
+    softmax_strip<T, K * K>(logits, step, weights, stop - start, taps().count());
+  }
 
-    const T* logits = static_cast<const T*>(arguments.logits) + (origin * g.heads + head) * taps.count();
-    const int64_t logits_step = image.column_step * g.heads * taps.count();
-    if (count == P) {
-      softmax_rows<T, K * K, P>(logits, logits_step, weights, stride, taps.count());
-    } else {
-      for (int64_t p = 0; p < count; ++p)
-        softmax_row<T, K * K>(logits + p * logits_step, weights + p * stride, taps.count());
-    }
+  void block(const Image& image, int64_t y, int64_t x, const A* weights) const {
+    const Geometry& g = arguments.geometry;
+    const int64_t count = image.columns - x < P ? image.columns - x : P;
     for_chunks<A, K>(g.head_dim, [&](auto vectors, auto partial, int64_t c, int64_t width) ELSA_LAMBDA {
-      chunk<vectors(), partial()>(image, y, x, c, width, count);
+      chunk<vectors(), partial()>(image, y, x, weights, c, width, count);
     });
   }
 
   template <int Vectors, bool Partial>
-  void chunk(const Image& image, int64_t y, int64_t x, int64_t c, int64_t width, int64_t count) const {
+  void chunk(const Image& image, int64_t y, int64_t x, const A* weights, int64_t c, int64_t width, int64_t count) const {
     const Geometry& g = arguments.geometry;
-    const Taps<K> taps{g.kernel};
-    const int64_t stride = weight_stride<A>(taps.count()), reach = taps.reach();
+    const Taps<K> taps = this->taps();
+    const int64_t reach = taps.reach();
     const int64_t ghosts = head * taps.count() * g.ghost_stride + c;
     const Band<T, Mul, Add, Vectors, Partial> band{static_cast<const A*>(arguments.ghost_mul) + (Mul ? ghosts : 0),
                                                    static_cast<const A*>(arguments.ghost_add) + (Add ? ghosts : 0),
@@ -68,14 +68,12 @@ struct Forward {
     const int64_t first = y < reach ? reach - y : 0;
     const int64_t last = image.rows - y + reach < taps.kernel() ? image.rows - y + reach : taps.kernel();
     for (int64_t j = first; j < last; ++j) {
-      if (arguments.streamed) {
-        for (int64_t p = j * P / taps.kernel(); p < (j + 1) * P / taps.kernel(); ++p)
-          prefetch(image, y, x + P + p, channel);
-      }
+      for (int64_t p = j * P / taps.kernel(); p < (j + 1) * P / taps.kernel(); ++p)
+        prefetch(image, y + 1, x + p, channel);
       const RowView<T> source{value + (y + j - reach) * image.row_step * g.channels, zeros, step, image.columns};
       for_segments<K>(taps.kernel(), [&](auto segment, int64_t i) ELSA_LAMBDA {
         const int64_t tap = j * taps.kernel() + i;
-        band.template add_segment<segment(), false>(acc, source, x - reach + i, weights + tap, stride, tap);
+        band.template add_segment<segment(), false>(acc, source, x - reach + i, weights + tap, stride(), tap);
       });
     }
     T* out = static_cast<T*>(arguments.out) +
@@ -90,30 +88,23 @@ struct Forward {
     });
   }
 
-  // What the next block will read first and write: its strided lines are beyond what the processor predicts. Spread over
-  // the rows of taps, so that the requests find room. Addresses past the end are harmless here.
+  // What the same block of the next row will read first and write. Spread over the rows of taps, so that the requests
+  // find room.
   ELSA_INLINE void prefetch(const Image& image, int64_t y, int64_t x, int64_t channel) const {
     const Geometry& g = arguments.geometry;
-    const int64_t taps = Taps<K>{g.kernel}.count(), reach = Taps<K>{g.kernel}.reach();
     const int64_t position = image.origin + y * image.row_step + x * image.column_step;
-    const int64_t below = position + reach * (image.row_step + image.column_step);
-    prefetch_lines<0>(arguments.logits, (position * g.heads + head) * taps, taps);
-    prefetch_lines<0>(arguments.value, below * g.channels + channel, NV * kLanes<A>);
-    prefetch_lines<1>(arguments.out, position * g.channels + channel, NV * kLanes<A>);
-  }
-
-  template <int Write>
-  static ELSA_INLINE void prefetch_lines(const void* array, int64_t first, int64_t count) {
-    const uintptr_t start = reinterpret_cast<uintptr_t>(array) + static_cast<uintptr_t>(first) * sizeof(T);
-    for (int64_t byte = 0; byte < count * static_cast<int64_t>(sizeof(T)); byte += 64)
-      __builtin_prefetch(reinterpret_cast<const void*>(start + static_cast<uintptr_t>(byte)), Write, 3);
+    const int64_t below = position + taps().reach() * (image.row_step + image.column_step);
+    prefetch_lines<0>(static_cast<const T*>(arguments.logits), (position * g.heads + head) * taps().count(),
+                      taps().count());
+    prefetch_lines<0>(static_cast<const T*>(arguments.value), below * g.channels + channel, NV * kLanes<A>);
+    prefetch_lines<1>(static_cast<const T*>(arguments.out), position * g.channels + channel, NV * kLanes<A>);
   }
 };
 
 template <class T>
 int64_t forward_scratch(const Geometry& g) {
   using A = Accumulate<T>;
-  return P * weight_stride<A>(g.taps) * static_cast<int64_t>(sizeof(A)) + NV * ELSA_VECTOR_BYTES;
+  return kStrip * weight_stride<A>(g.taps) * static_cast<int64_t>(sizeof(A)) + NV * ELSA_VECTOR_BYTES;
 }
 
 template <class T, int K, bool Mul, bool Add>
@@ -122,7 +113,7 @@ void forward_units(const ForwardArguments& arguments, int64_t first, int64_t las
   const Geometry& g = arguments.geometry;
   A* weights = static_cast<A*>(scratch);
   // Positions beyond a row's end keep whatever weights the scratch holds; they are computed but not stored.
-  T* zeros = reinterpret_cast<T*>(weights + P * weight_stride<A>(g.taps));
+  T* zeros = reinterpret_cast<T*>(weights + kStrip * weight_stride<A>(g.taps));
   __builtin_memset(zeros, 0, NV * ELSA_VECTOR_BYTES);
   for (int64_t unit = first; unit < last;) {  // a unit is one head of a slot; neighbouring heads are done together
     const int64_t slot = unit / g.heads, stop = last < (slot + 1) * g.heads ? last : (slot + 1) * g.heads;

@@ -38,7 +38,6 @@ struct ForwardArguments {
   const void* ghost_mul;
   const void* ghost_add;
   void* out;
-  bool streamed;  // the arrays are too large for the caches
 };
 
 struct BackwardArguments {

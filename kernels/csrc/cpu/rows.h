@@ -79,15 +79,40 @@ struct RowView {
   const T* zeros;
   int64_t step;        // elements from one column to the next
   int64_t columns;
-  ELSA_INLINE const T* at(int64_t x) const {
-    return static_cast<uint64_t>(x) < static_cast<uint64_t>(columns) ? row + x * step : zeros;
+  // Calls f(u, channels of position first + u) for u < Count.
+  template <int Count, class F>
+  ELSA_INLINE void visit(int64_t first, F&& f) const {
+    asm volatile("" : "+r"(first));  // else the addresses for all rows are computed, and spilled, before the first one
+    int64_t at = first * step;
+    unroll<Count>([&](auto u) ELSA_LAMBDA {
+      f(u, static_cast<uint64_t>(first + u) < static_cast<uint64_t>(columns) ? row + at : zeros);
+      at += step;
+    });
   }
 };
+
+// Requests the cache lines of elements [first, first + count), to be written where Write is 1. The strided walk of one
+// head is beyond what the processor predicts. Addresses outside the array are harmless here.
+template <int Write, class T>
+ELSA_INLINE void prefetch_lines(const T* array, int64_t first, int64_t count) {
+  const uintptr_t start = reinterpret_cast<uintptr_t>(array) + static_cast<uintptr_t>(first) * sizeof(T);
+  for (int64_t byte = 0; byte < count * static_cast<int64_t>(sizeof(T)); byte += 64)
+    __builtin_prefetch(reinterpret_cast<const void*>(start + static_cast<uintptr_t>(byte)), Write, 3);
+}
 
 template <class T, bool Partial>
 ELSA_INLINE Vec<Accumulate<T>> load_channels(const T* p, int64_t count) {
   if constexpr (Partial) return load_first(p, count);
   else return load(p);
+}
+
+// The softmax of `count` neighbouring positions whose logits are `step` apart.
+template <class T, int Taps>
+ELSA_INLINE void softmax_strip(const T* logits, int64_t step, Accumulate<T>* weights, int64_t count, int64_t taps) {
+  const int64_t stride = weight_stride<Accumulate<T>>(taps);
+  int64_t x = 0;
+  for (; x + P <= count; x += P) softmax_rows<T, Taps, P>(logits + x * step, step, weights + x * stride, stride, taps);
+  for (; x < count; ++x) softmax_row<T, Taps>(logits + x * step, weights + x * stride, taps);
 }
 
 // w = weight · mul + add for one tap and one vector of channels.
@@ -117,8 +142,7 @@ struct Band {
   template <int S, bool Mirrored>
   ELSA_INLINE void add_segment(Vec<A> (&acc)[P][Vectors], const RowView<T>& source, int64_t first, const A* weights,
                                int64_t weights_stride, int64_t tap) const {
-    unroll<P + S - 1>([&](auto u) ELSA_LAMBDA {
-      const T* p = source.at(first + u);
+    source.template visit<P + S - 1>(first, [&](auto u, const T* p) ELSA_LAMBDA {
       Vec<A> v[Vectors];
       unroll<Vectors>([&](auto n) ELSA_LAMBDA { v[n] = load_channels<T, Partial>(p + n * N, count); });
       unroll<S>([&](auto i) ELSA_LAMBDA {
