@@ -14,7 +14,6 @@ train_pipeline = [
     labels,
     dict(type="RandomResize", scale=(256, 256), ratio_range=(0.8, 1.25), keep_ratio=True),
     dict(type="RandomCrop", crop_size=(192, 192), cat_max_ratio=1.0),
-    dict(type="PhotoMetricDistortion"),
     dict(type="PackSegInputs"),
 ]
 test_pipeline = [image, dict(type="Resize", scale=(256, 256), keep_ratio=True), labels, dict(type="PackSegInputs")]
@@ -43,10 +42,10 @@ train_dataloader = dict(num_workers=0, dataset=dict(dataset=dict(pipeline=train_
 val_dataloader = dict(num_workers=0, dataset=dict(pipeline=test_pipeline, **_scenes))
 test_dataloader = val_dataloader
 global_batch = 8
-train_cfg = dict(max_iters=1000, val_interval=250, save_steps=0)
-optim_wrapper = dict(optimizer=dict(lr=1e-3))
-param_scheduler = [
+train_cfg = dict(max_iters=2000, val_interval=500, save_steps=0)
+optim_wrapper = dict(optimizer=dict(lr=2e-3), clip_grad=dict(max_norm=1.0))
+param_scheduler = [  # a long time at the full rate: which digit a stroke belongs to is learned late, and then fast
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type="PolyLR", power=1.0, eta_min=0.0, by_epoch=False, begin=50, end=1000),
+    dict(type="PolyLR", power=1.0, eta_min=0.0, by_epoch=False, begin=1200, end=2000),
 ]
 custom_hooks = [dict(type="RunRecords", metric="single_scale/mIoU", every=25, max_bad=0)]
