@@ -21,6 +21,10 @@ from torch import Tensor
 NAME = "mmcv._ext"
 
 
+class MissingOperator(RuntimeError):
+    """A model asks for an operator that only a compiled mmcv has."""
+
+
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) -> Tensor:
     """Indices of the boxes (N, 4) that greedy non-maximum suppression keeps, by descending score.
 
@@ -78,7 +82,7 @@ def roi_align_backward(
 
 def _check_average(pool_mode: int) -> None:
     if pool_mode != 1:
-        raise NotImplementedError("RoIAlign with pool_mode 'max' needs a compiled mmcv")
+        raise MissingOperator("RoIAlign with pool_mode 'max' needs a compiled mmcv")
 
 
 def provide() -> bool:
@@ -104,6 +108,6 @@ class _Operators(ModuleType):
             raise AttributeError(name)
 
         def missing(*_: Any, **__: Any) -> None:
-            raise NotImplementedError(f"mmcv's operator {name} needs a compiled mmcv; NMS and RoIAlign run without")
+            raise MissingOperator(f"mmcv's operator {name} needs a compiled mmcv; NMS and RoIAlign run without")
 
         return missing

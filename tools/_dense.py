@@ -27,6 +27,7 @@ from mmengine.utils import import_modules_from_strings
 
 from elsa.data import DataError, write_digits_ade, write_digits_coco
 from elsa.engine import ConfigError, Runtime, distributed, logger, setup_logging
+from elsa.models.mmcv_ops import MissingOperator
 
 EMBEDDED = {
     "digits-coco": write_digits_coco,
@@ -208,7 +209,7 @@ def mistakes_named() -> Iterator[None]:
             yield
     except (ConfigError, DataError):
         raise
-    except (TypeError, ValueError, KeyError, AssertionError, FileNotFoundError, NotImplementedError) as error:
+    except (TypeError, ValueError, KeyError, AssertionError, FileNotFoundError, MissingOperator) as error:
         if isinstance(error.__cause__, (ConfigError, DataError)):
             raise error.__cause__ from error
         raise ConfigError(str(error).strip("'\"").splitlines()[0] if str(error) else repr(error)) from error

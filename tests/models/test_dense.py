@@ -5,11 +5,8 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-from torch import nn
-
-pytest.importorskip("mmengine", reason="needs mmengine (requirements/dense_mm.txt)")
-
 from mmengine.registry import MODELS
+from torch import nn
 
 from elsa.models import CheckpointError, ELSASwinMaps
 from elsa.models.dense import DenseBackbone

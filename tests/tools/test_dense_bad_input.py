@@ -9,8 +9,6 @@ import pytest
 import safetensors.torch
 import torch
 
-pytest.importorskip("mmdet", reason="needs mmdet (requirements/dense_mm.txt)")
-
 
 @pytest.mark.parametrize(
     ("overrides", "parts"),

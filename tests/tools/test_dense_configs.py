@@ -6,9 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
-pytest.importorskip("mmdet", reason="needs mmdet (requirements/dense_mm.txt)")
-
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config

@@ -7,9 +7,6 @@ import json
 
 import pytest
 import torch
-
-pytest.importorskip("mmdet", reason="needs mmdet (requirements/dense_mm.txt)")
-
 from mmdet.datasets import CocoDataset
 
 CLASSES = CocoDataset.METAINFO["classes"]

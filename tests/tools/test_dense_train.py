@@ -10,9 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-pytest.importorskip("mmdet", reason="needs mmdet (requirements/dense_mm.txt)")
-
 from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 

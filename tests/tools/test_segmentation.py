@@ -10,16 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
-pytest.importorskip("mmseg", reason="needs mmseg (requirements/dense_mm.txt)")
-
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
 from mmengine.utils import import_modules_from_strings
 from mmseg.datasets import ADE20KDataset
 from mmseg.structures import SegDataSample
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES, PALETTE = ADE20KDataset.METAINFO["classes"], ADE20KDataset.METAINFO["palette"]
