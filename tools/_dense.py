@@ -11,13 +11,15 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from _classification import environment
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
@@ -27,12 +29,14 @@ from mmengine.utils import import_modules_from_strings
 
 from elsa.data import DataError, write_digits_ade, write_digits_coco
 from elsa.engine import ConfigError, Runtime, distributed, logger, setup_logging
-from elsa.models.mmcv_ops import MissingOperator
+from elsa.models.mmcv_ops import MissingOperator, provide
 
-EMBEDDED = {
-    "digits-coco": write_digits_coco,
-    "digits-ade": write_digits_ade,
-}  # data that a configuration's ``embedded`` names
+NEEDED = (
+    *("model", "train_cfg", "train_dataloader", "val_dataloader", "test_dataloader", "test_evaluator", "optim_wrapper"),
+    *("param_scheduler", "global_batch", "randomness", "custom_hooks", "visualizer", "default_scope"),
+)
+# Data that a configuration's ``embedded`` names.
+EMBEDDED = {"digits-coco": write_digits_coco, "digits-ade": write_digits_ade}
 
 
 def read_dense(args: argparse.Namespace) -> Config:
@@ -49,8 +53,8 @@ def read_dense(args: argparse.Namespace) -> Config:
         config = Config.fromfile(path)
     except (SyntaxError, NameError, KeyError, TypeError, ValueError, OSError, AttributeError) as error:
         raise ConfigError(f"{path} is no mmengine configuration: {error}") from error
-    if "model" not in config or "train_cfg" not in config:
-        raise ConfigError(f"{path} lacks {'model' if 'model' not in config else 'train_cfg'}: is it a _base_ file?")
+    if missing := [name for name in NEEDED if name not in config]:
+        raise ConfigError(f"{path} lacks {', '.join(missing)}: is it a _base_ file, or one of another project?")
     known = inspect.signature(Runner).parameters
     for name in config:
         near = [] if name in known else difflib.get_close_matches(name, known, 1, 0.85)
@@ -134,7 +138,7 @@ class Session:
 
 
 @contextmanager
-def session(args: argparse.Namespace, config: Config) -> Iterator[Session]:
+def session(args: argparse.Namespace, config: Config, trains: bool = False) -> Iterator[Session]:
     """Joins the process group, imports what the configuration registers, prepares embedded data, tells mistakes."""
     warnings.filterwarnings("ignore", module=r"mm(engine|cv|det|seg)")
     if args.device == "cpu":
@@ -144,20 +148,21 @@ def session(args: argparse.Namespace, config: Config) -> Iterator[Session]:
         import_modules_from_strings(**config.get("custom_imports", dict(imports=[])))
         init_default_scope(config.get("default_scope", "mmengine"))
         fit_to_machine(config, runtime)
+        if trains:
+            divide_batch(config, runtime)
         if embedded := config.get("embedded"):
             with runtime.main_first():
                 EMBEDDED[embedded](config.data_root)
         yield Session(config, runtime)
 
 
-def fit_to_machine(config: Config, runtime: Runtime) -> None:
-    """Global batch divided among the processes, seeds, and what a CPU cannot do replaced.
+def divide_batch(config: Config, runtime: Runtime) -> None:
+    """Global batch divided among the processes and accumulated micro-batches.
 
     Raises:
         ConfigError: a global batch that cannot be divided.
     """
-    optim, loader = config.optim_wrapper, config.train_dataloader
-    accumulate = optim.accumulative_counts
+    accumulate, loader = config.optim_wrapper.accumulative_counts, config.train_dataloader
     loader.batch_size, rest = divmod(config.global_batch, runtime.world_size * accumulate)
     if rest or not loader.batch_size:
         raise ConfigError(
@@ -166,7 +171,12 @@ def fit_to_machine(config: Config, runtime: Runtime) -> None:
         )
     if accumulate > 1:
         _count_micro_steps(config, accumulate)
-    loader.dataset.seed = config.randomness.seed
+
+
+def fit_to_machine(config: Config, runtime: Runtime) -> None:
+    """Seeds, launcher, loader processes, and what a CPU cannot do replaced."""
+    optim = config.optim_wrapper
+    config.train_dataloader.dataset.seed = config.randomness.seed
     for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
         if not config[name].num_workers:
             config[name].persistent_workers = False
@@ -199,10 +209,11 @@ def _replace_norms(node: Any) -> None:
 
 
 @contextmanager
-def mistakes_named() -> Iterator[None]:
+def mistakes_named(runs: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """What mmengine's registries raise for a wrong value in a configuration becomes one line.
 
-    pycocotools' prints are left out: the log has the same numbers.
+    An error after ``runs`` turned true is no mistake of the configuration, and keeps its traceback. pycocotools' prints
+    are left out: the log has the same numbers.
     """
     try:
         with redirect_stdout(io.StringIO()):
@@ -212,7 +223,17 @@ def mistakes_named() -> Iterator[None]:
     except (TypeError, ValueError, KeyError, AssertionError, FileNotFoundError, MissingOperator) as error:
         if isinstance(error.__cause__, (ConfigError, DataError)):
             raise error.__cause__ from error
+        if runs():
+            raise
         raise ConfigError(str(error).strip("'\"").splitlines()[0] if str(error) else repr(error)) from error
+
+
+def dense_environment(runtime: Runtime) -> dict[str, Any]:
+    """What a run says about the machine, the mm packages and whose operators they use."""
+    names = ("onedl-mmengine", "mmengine", "mmcv-lite", "mmcv", "onedl-mmcv", "mmdet", "mmsegmentation", "pycocotools")
+    installed = {part.metadata["Name"]: part.version for part in metadata.distributions()}
+    versions = {name: installed[name] for name in names if name in installed}
+    return {**environment(runtime), "dense": versions, "mmcv_operators": "torchvision" if provide() else "mmcv"}
 
 
 def build_model(config: Config) -> torch.nn.Module:

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from _classification import environment, parameters
+from _classification import parameters
 from _cli import check_writable, find_images, make_folder
-from _dense import build_loaders, build_model, build_runner, mistakes_named, read_dense, session
+from _dense import build_loaders, build_model, build_runner, dense_environment, mistakes_named, read_dense, session
 from _dense_pictures import MapPredictions, ObjectPredictions, PicturesOfTest
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS
@@ -56,7 +56,7 @@ def evaluate(args: argparse.Namespace) -> None:
             "checkpoint": {"path": str(args.checkpoint), "sha256": sha256(args.checkpoint), "meta": about(content)},
             "images_per_s": round(len(loader.dataset) / seconds, 2),
             "config": config.pretty_text,
-            "environment": environment(here.runtime),
+            "environment": dense_environment(here.runtime),
         })  # fmt: skip
         pictures.save(args.output / "predictions.png", f"{config.model.type}: ground truth and prediction")
         tell_metrics(metrics, args, len(loader.dataset), seconds)

@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _classification import environment, parameters
+from _classification import parameters
 from _cli import check_writable, resume_path, start_folder
-from _dense import Session, build_loaders, build_model, build_runner, mistakes_named, read_dense, session
+from _dense import (
+    Session,
+    build_loaders,
+    build_model,
+    build_runner,
+    dense_environment,
+    mistakes_named,
+    read_dense,
+    session,
+)
 from _dense_pictures import draw_dense_curves
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -37,7 +46,7 @@ def train(args: argparse.Namespace) -> None:
     """Trains, with the run's folder, signals and resuming of classification."""
     config = read_dense(args)
     check_writable(args.output)
-    with session(args, config) as here:
+    with session(args, config, trains=True) as here:
         content = find_resume(args, config)
         if content is not None:
             config.model.backbone.pretrained = None  # its weights are replaced anyway
@@ -51,7 +60,7 @@ def train(args: argparse.Namespace) -> None:
         records.resume = content
         tell_plan(config, here, model, train_loader, val_loader)
         began = time.perf_counter()
-        with mistakes_named():
+        with mistakes_named(lambda: runner.iter > (content or {"iter": 0})["iter"]):
             runner.train()
         if here.runtime.is_main:
             conclude(args.output, runner, records, time.perf_counter() - began, parameters(model))
@@ -107,7 +116,7 @@ def _flat(node: Any, where: str = "") -> Any:
 def prepare_folder(args: argparse.Namespace, config: Config, here: Session, fresh: bool) -> None:
     """The resolved configuration and the environment on disk before the first step."""
     if here.runtime.is_main:
-        start_folder(args, fresh, environment(here.runtime))
+        start_folder(args, fresh, dense_environment(here.runtime))
         write_text(args.output / "config.py", config.pretty_text)
     here.runtime.barrier()
     setup_logging(here.runtime, args.output / "train.log")
