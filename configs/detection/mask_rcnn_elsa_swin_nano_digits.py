@@ -41,10 +41,10 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + "annotations/instances_val2017.json")
 test_evaluator = val_evaluator
 global_batch = 4
-train_cfg = dict(max_epochs=10, val_interval=2, save_steps=0)
+train_cfg = dict(max_epochs=8, val_interval=2, save_steps=0)
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type="MultiStepLR", by_epoch=True, begin=0, end=10, milestones=[7, 9], gamma=0.2),
+    dict(type="MultiStepLR", by_epoch=True, begin=0, end=8, milestones=[7], gamma=0.2),
 ]
 custom_hooks = [dict(type="RunRecords", metric="coco/bbox_mAP", every=25, max_bad=0)]
