@@ -35,7 +35,7 @@ NEEDED = (
     *("model", "train_cfg", "train_dataloader", "val_dataloader", "test_dataloader", "test_evaluator", "optim_wrapper"),
     *("param_scheduler", "global_batch", "randomness", "custom_hooks", "visualizer", "default_scope"),
 )
-# Data that a configuration's ``embedded`` names.
+# Data that a configuration's ``embedded`` names by ``type``.
 EMBEDDED = {"digits-coco": write_digits_coco, "digits-ade": write_digits_ade}
 
 
@@ -152,8 +152,27 @@ def session(args: argparse.Namespace, config: Config, trains: bool = False) -> I
             divide_batch(config, runtime)
         if embedded := config.get("embedded"):
             with runtime.main_first():
-                EMBEDDED[embedded](config.data_root)
+                write_embedded(config.data_root, **embedded)
         yield Session(config, runtime)
+
+
+def write_embedded(root: str, type: str, **arguments: int) -> None:
+    """Writes embedded data unless they are there.
+
+    Args:
+        root: their folder.
+        type: a name of EMBEDDED.
+        arguments: numbers of scenes and seed, as the function of that name takes them.
+
+    Raises:
+        ConfigError: no such data, or a number that they cannot have.
+    """
+    if type not in EMBEDDED:
+        raise ConfigError(f"embedded.type must be {' or '.join(EMBEDDED)}, got {type!r}")
+    try:
+        EMBEDDED[type](root, **arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"embedded: {error}") from error
 
 
 def divide_batch(config: Config, runtime: Runtime) -> None:

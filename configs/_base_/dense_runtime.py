@@ -3,4 +3,4 @@ default_hooks = dict(logger=None, checkpoint=None, timer=None)
 env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0))
 log_level = "WARNING"
 randomness = dict(seed=0)
-embedded = None  # data to write where data_root is not there: digits-coco or digits-ade
+embedded = dict()  # data to write where data_root is not there: type (digits-coco, digits-ade), train, val, seed
