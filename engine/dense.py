@@ -285,13 +285,14 @@ class RunRecords(Hook):
         logger.info("resumed after iteration %d, in epoch %d", loop.iter, loop.epoch + 1)
 
     def before_val(self, runner: Runner) -> None:
+        runner.train_loop.runtime.share_buffers(unwrap(runner.model))  # what is evaluated is what is saved
         self.val_began = self.val_told = time.perf_counter()
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         self._tell(batch_idx + 1, len(runner.val_dataloader))
 
     def before_test(self, runner: Runner) -> None:
-        self.before_val(runner)
+        self.val_began = self.val_told = time.perf_counter()
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         self._tell(batch_idx + 1, len(runner.test_dataloader))

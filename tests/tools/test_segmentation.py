@@ -110,6 +110,21 @@ def test_a_run_that_was_stopped_continues_bit_for_bit(tool, segmentor, trained, 
     assert one["history"] == two["history"]
 
 
+def test_what_two_processes_evaluate_is_what_they_save(start, tool, segmentor, tmp_path):
+    """Each process has its own batch statistics; those of the main one are saved, and evaluated by all."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    process = start(launch, "train", segmentor, "--output", tmp_path / "two", "--set", "global_batch=4")
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    said = tensors(tmp_path / "two" / "last.pt")["history"][-1]
+    outcome = tool(
+        "evaluate", segmentor, tmp_path / "two" / "last.pt", "--scales", "single", "--output", tmp_path / "eval"
+    )
+    assert outcome.code == 0, outcome.err
+    metrics = read(tmp_path / "eval" / "results.json")["metrics"]
+    assert {name: said[name] for name in metrics} == metrics
+
+
 def test_sliding_windows_larger_and_smaller_than_the_image(tool, segmentor, trained, tmp_path):
     found = {}
     for crop in ((96, 96), (640, 640)):
