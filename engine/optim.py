@@ -25,10 +25,7 @@ def build_optimizer(model: nn.Module, config: CfgNode) -> torch.optim.Optimizer:
         ConfigError: an optimizer that does not exist, or a pattern that matches no parameter.
     """
     train = config.TRAIN
-    if train.OPTIMIZER not in list_optimizers():
-        near = difflib.get_close_matches(train.OPTIMIZER, list_optimizers(), 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"TRAIN.OPTIMIZER {train.OPTIMIZER!r} is no timm optimizer{hint}")
+    check_optimizer(train.OPTIMIZER, "TRAIN.OPTIMIZER")
     names = [name for name, _ in model.named_parameters()]
     for pattern in train.NO_DECAY:
         if not fnmatch.filter(names, pattern):
@@ -52,6 +49,14 @@ def build_optimizer(model: nn.Module, config: CfgNode) -> torch.optim.Optimizer:
         param_group_fn=groups,
         **({"fused": True} if on_gpu and train.OPTIMIZER in ("adam", "adamw") else {}),
     )
+
+
+def check_optimizer(name: str, where: str) -> None:
+    """Raises ConfigError, naming ``where`` it stands, unless timm has an optimizer of that name."""
+    if name not in list_optimizers():
+        near = difflib.get_close_matches(str(name), list_optimizers(), 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{where} {name!r} is no timm optimizer{hint}")
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: CfgNode, steps_per_epoch: int) -> tuple[Scheduler, int]:

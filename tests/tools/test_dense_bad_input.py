@@ -159,3 +159,16 @@ def test_embedded_data_have_the_size_that_the_configuration_says(refused, tool, 
     options = [f"data_root={tmp_path / 'scenes'}", "embedded.train=4", "global_batch=64"]
     refused(tool("train", config, "--output", tmp_path / "run", "--set", *options), "4 training images")
     assert len(list((tmp_path / "scenes/images/training").glob("*.jpg"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "parts"),
+    [
+        (dict(opt="moun"), ["optim_wrapper.optimizer.opt 'moun'", "did you mean muon?"]),
+        (dict(opt="muon", nesterow=True), ["nesterow"]),
+    ],
+)
+def test_an_optimizer_that_timm_does_not_know(refused, tool, detector, tmp_path, optimizer, parts):
+    settings = dict(_delete_=True, type="TimmOptimizer", lr=1e-3, weight_decay=0.05, **optimizer)
+    detector.write_text(detector.read_text() + f"optim_wrapper = dict(optimizer={settings})\n")
+    refused(tool("train", detector, "--output", tmp_path / "run"), *parts)

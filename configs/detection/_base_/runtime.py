@@ -1,7 +1,10 @@
 # Our backbones, data sets, loop and records in mmengine's registries, for mmdet.
 _base_ = "../../_base_/dense_runtime.py"
 custom_imports = dict(
-    imports=["elsa.models.dense", "elsa.models.dense_roi", "elsa.data.dense_coco", "elsa.engine.dense"],
+    imports=[
+        *("elsa.models.dense", "elsa.models.dense_roi", "elsa.data.dense_coco"),
+        *("elsa.engine.dense", "elsa.engine.dense_optim"),
+    ],
     allow_failed_imports=False,
 )
 default_scope = "mmdet"

@@ -1,7 +1,10 @@
 # Our backbones, data sets, loop and records in mmengine's registries, for mmseg.
 _base_ = "../../_base_/dense_runtime.py"
 custom_imports = dict(
-    imports=["elsa.models.dense", "elsa.data.dense", "elsa.data.dense_ade", "elsa.engine.dense"],
+    imports=[
+        *("elsa.models.dense", "elsa.models.dense_loss", "elsa.data.dense", "elsa.data.dense_ade"),
+        *("elsa.engine.dense", "elsa.engine.dense_optim"),
+    ],
     allow_failed_imports=False,
 )
 default_scope = "mmseg"
