@@ -10,7 +10,7 @@ from mmengine.optim import build_optim_wrapper
 from timm.optim import create_optimizer_v2
 from torch import nn
 
-import elsa.engine.dense_optim  # noqa: F401  registers TimmOptimizer
+import elsa.engine.dense_optim  # registers TimmOptimizer
 
 
 @pytest.fixture
@@ -49,3 +49,12 @@ def test_groups_follow_paramwise_cfg_and_few_are_left(model):
         assert group["lr"] == pytest.approx(0.01 if name.startswith("0.") else 0.1)
         assert group["weight_decay"] == (0 if name[0] in "13" else 0.5)
         assert group.get("use_fallback", False) == name.startswith("0.")
+
+
+@pytest.mark.parametrize(("opt", "capability", "warned"),
+                         [("muon", "AVX2", True), ("muon", "AVX512", False), ("adamw", "AVX2", False)])  # fmt: skip
+def test_slow_products_are_warned_of(model, monkeypatch, caplog, opt, capability, warned):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(elsa.engine.logger, "propagate", True)
+    elsa.engine.dense_optim.TimmOptimizer(model.parameters(), opt=opt, lr=0.1)
+    assert ("without AVX-512" in caplog.text) == warned
