@@ -271,7 +271,7 @@ def build_loaders(config: Config, *names: str) -> list[Any]:
 
 
 def check_classes(config: Config, classes: Iterable[str]) -> None:
-    """Raises ConfigError where a head has another number of classes than the data."""
+    """Raises ConfigError where a head, or the weights of its loss, have another number of classes than the data."""
     classes = tuple(classes)
 
     def heads(node: Any, where: str) -> Iterator[tuple[str, int]]:
@@ -279,6 +279,8 @@ def check_classes(config: Config, classes: Iterable[str]) -> None:
         for key, value in items:
             if key == "num_classes":
                 yield f"{where}.{key}", value
+            if key == "class_weight" and value and node.get("type") == "ClassWeightedLoss":
+                yield f"the length of {where}.{key}", len(value)
             yield from heads(value, f"{where}.{key}")
 
     for name, count in heads(

@@ -275,3 +275,10 @@ def test_a_checkpoint_of_another_class_count(refused, tool, segmentor, trained, 
     refused(outcome, "conv_seg.weight is (150, 16, 1, 1), the model has (11, 16, 1, 1)")
     outcome = tool("train", segmentor, "--output", tmp_path / "new", "--set", "model.decode_head.num_classes=150")
     refused(outcome, "decode_head.num_classes is 150", "11 classes")
+
+
+def test_class_weights_for_another_number_of_classes(refused, tool, segmentor, tmp_path):
+    weights = "model.decode_head.loss_decode.class_weight=[1, 2]"
+    outcome = tool("train", segmentor, "--output", tmp_path / "run", "--set", weights)
+    refused(outcome, "the length of model.decode_head.loss_decode.class_weight is 2", "11 classes")
+    assert not (tmp_path / "run").exists()
