@@ -133,7 +133,9 @@ class Predictions:
         self.classes, self.folder, self.threshold = list(classes), args.output, args.threshold
         steps = [step for step in config.test_dataloader.dataset.pipeline if "Annotations" not in step["type"]]
         self.pipeline = Compose(steps)
-        palette = DATASETS.get(config.test_dataloader.dataset.type).METAINFO.get("palette", ())
+        dataset = config.test_dataloader.dataset
+        named = dataset.get("metainfo", {}).get("palette")
+        palette = named or DATASETS.get(dataset.type).METAINFO.get("palette", ())
         known = {"palette": palette} if len(palette) == len(classes) else {}
         self.drawing = make_drawing(config, {"classes": tuple(classes), **known}, args.threshold)
         self.images: list[dict[str, Any]] = []

@@ -75,6 +75,20 @@ def test_train_evaluate_predict(tool, segmentor, trained, ade, tmp_path):
     assert sum(said["shares"].values()) == pytest.approx(1, abs=0.01)
 
 
+def test_predictions_have_the_colours_of_the_configuration(tool, segmentor, trained, tmp_path):
+    """An image in which all is said to be a 1: the overlay is 0.4 of the image and 0.6 of the colour of a 1."""
+    Image.fromarray(np.full((64, 64, 3), 100, np.uint8)).save(tmp_path / "flat.png")
+    state = tensors(trained / "last.pt")
+    state["state_dict"]["decode_head.conv_seg.bias"][1] = 1e4
+    torch.save(state, tmp_path / "ones.pt")
+    outcome = tool("predict", segmentor, tmp_path / "ones.pt", tmp_path / "flat.png", "--output", tmp_path / "said")
+    assert outcome.code == 0, outcome.err
+    colours = [
+        colour for _, colour in Image.open(tmp_path / "said" / "00001_flat.png").convert("RGB").getcolors(1 << 20)
+    ]
+    assert (193, 116, 48) in colours, "0.4 · 100 + 0.6 · (255, 127, 14)"
+
+
 def test_miou_is_the_definition(tool, segmentor, trained, ade, tmp_path):
     """From the predicted label maps: intersection over union per class over all images, unlabelled pixels left out."""
     options = ["--scales", "single", "--output", tmp_path / "eval"]
