@@ -286,7 +286,7 @@ class RunRecords(Hook):
 
     def before_val(self, runner: Runner) -> None:
         runner.train_loop.runtime.share_buffers(unwrap(runner.model))  # what is evaluated is what is saved
-        self.val_began = self.val_told = time.perf_counter()
+        self.before_test(runner)
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         self._tell(batch_idx + 1, len(runner.val_dataloader))

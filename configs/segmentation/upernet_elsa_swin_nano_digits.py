@@ -50,7 +50,7 @@ global_batch = 16
 train_cfg = dict(max_iters=2400, val_interval=1200, save_steps=0)
 optim_wrapper = dict(
     # Muon needs half of AdamW's steps. AdamW keeps the first and the last layer, as usual, and stage 4, whose large
-    # matrices would take more time than they repay.
+    # matrices are much of what Muon costs.
     optimizer=dict(
         _delete_=True, type="TimmOptimizer", opt="muon", lr=1.2e-2, momentum=0.95, nesterov=True, weight_decay=0.01,
         fallback_lr_scale=0.17, betas=(0.9, 0.98),
