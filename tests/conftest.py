@@ -15,23 +15,20 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-GOLDEN = Path(os.environ.get("ELSA_GOLDEN", ROOT.parent / "shared" / "golden"))
+GOLDEN = ROOT / "tests" / "golden"
 
 
 @pytest.fixture(scope="session")
 def golden() -> SimpleNamespace:
-    """The values computed by the authors' code: ``json(name)``, ``npz(name)``, ``fill_`` and ``tensor``."""
-    recipe = GOLDEN / "recipe.py"
-    if not recipe.exists():
-        pytest.skip(f"no golden values in {GOLDEN}; ELSA_GOLDEN can name their folder")
-    spec = importlib.util.spec_from_file_location("golden_recipe", recipe)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """The values computed by the authors' code (tests/golden): ``json(name)``, ``npz(name)``, ``fill_``, ``tensor``."""
+    spec = importlib.util.spec_from_file_location("golden_recipe", GOLDEN / "recipe.py")
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
     return SimpleNamespace(
         json=lambda name: json.loads((GOLDEN / f"{name}.json").read_text()),
         npz=lambda name: np.load(GOLDEN / f"{name}.npz"),
-        fill_=module.fill_,
-        tensor=module.tensor,
+        fill_=recipe.fill_,
+        tensor=recipe.tensor,
     )
 
 

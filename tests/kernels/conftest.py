@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve a small machine
 
@@ -89,6 +91,49 @@ def check_against_reference():
 @pytest.fixture(scope="session")
 def error_of():
     return relative_error
+
+
+@pytest.fixture(scope="session")
+def published_case(golden) -> Callable[[str], SimpleNamespace]:
+    """The operator's golden values by name, in our layout and float64: ``sizes`` (heads, kernel, dilation), ``inputs``
+    as in ``Problem.tensors``, ``gradient``, ``results`` (out, dvalue, dlogits, dmul, dadd); None for absent ghosts.
+
+    The published code has one head per batch entry and ghosts of its own for each: entries become heads of one image.
+    """
+    cases, results = golden.json("op"), golden.npz("op")
+
+    def get(name: str) -> SimpleNamespace:
+        case = cases[name]
+        heads, channels, kernel = case["batch"], case["channels"], case["kernel_size"]
+        plane, ghost_shape = (case["height"], case["width"]), (heads, channels, kernel, kernel)
+
+        def named(tensor: str, *shape: int) -> torch.Tensor:
+            return golden.tensor(f"{name}/{tensor}", *shape, dtype=torch.float64)
+
+        def fold(tensor: torch.Tensor) -> torch.Tensor:
+            """(heads, n, H, W) → (1, H, W, heads·n)."""
+            return tensor.flatten(0, 1).permute(1, 2, 0)[None].contiguous()
+
+        def fold_ghost(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.reshape(heads * channels, kernel**2)
+
+        mul = fold_ghost(named("mul", *ghost_shape)) ** case["lam"] if case["lam"] else None
+        add = fold_ghost(named("add", *ghost_shape)) * case["gamma"] if case["gamma"] else None
+        value, gradient = (fold(named(x, heads, channels, *plane)) for x in ("v", "grad"))
+        logits = fold(named("logits", heads, kernel**2, *plane))
+        found = {x: torch.from_numpy(results[f"{name}/{x}"]) for x in ("out", "dv", "dlogits", "dmul", "dadd")
+                 if f"{name}/{x}" in results.files}  # fmt: skip
+        return SimpleNamespace(
+            sizes=(heads, kernel, case["dilation"]),
+            inputs=[value, logits, mul, add],
+            gradient=gradient,
+            results=[
+                *(fold(found[x]) for x in ("out", "dv", "dlogits")),
+                *(fold_ghost(found[x]) if x in found else None for x in ("dmul", "dadd")),
+            ],
+        )
+
+    return get
 
 
 @pytest.fixture

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -18,7 +15,6 @@ from elsa.kernels.reference import elsa_attention_reference
 sys.path.insert(0, str(Path(__file__).parent))
 import emulation
 
-GOLDEN = Path(os.environ.get("ELSA_GOLDEN", emulation.ROOT.parent / "shared" / "golden"))
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 DTYPES = list(TOLERANCE)
 CUDA = pytest.mark.skipif(
@@ -111,36 +107,12 @@ def test_drawn_shapes(device, shape, dtype, mul, add, seed):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("name", ["k7", "k5_ghost", "k3_dil2", "k3_mul", "k5_plain", "tiny_map"])
-def test_golden(device, name, dtype):
-    """What the published code computed. It has one head per batch entry: the batch is folded into heads."""
-    if not (GOLDEN / "op.npz").exists():
-        pytest.skip(f"no golden files at {GOLDEN}; set ELSA_GOLDEN")
-    case = json.loads((GOLDEN / "op.json").read_text())[name]
-    golden = np.load(GOLDEN / "op.npz")
-    heads, channels, kernel = case["batch"], case["channels"], case["kernel_size"]
-    plane = (case["height"], case["width"])
-
-    def named(tensor: str, *shape: int) -> torch.Tensor:
-        from zlib import crc32
-
-        numbers = np.random.default_rng(crc32(f"{name}/{tensor}".encode())).standard_normal(shape)
-        return torch.from_numpy(numbers)
-
-    def fold(x: torch.Tensor) -> torch.Tensor:  # (heads, n, H, W) → (1, H, W, heads·n)
-        return x.flatten(0, 1).permute(1, 2, 0)[None].to(dtype)
-
-    ghosts = (heads, channels, kernel, kernel)
-    mul = named("mul", *ghosts).flatten(0, 1).flatten(1) ** case["lam"] if case["lam"] else None
-    add = named("add", *ghosts).flatten(0, 1).flatten(1) * case["gamma"] if case["gamma"] else None
-    value, grad = (fold(named(x, heads, channels, *plane)) for x in ("v", "grad"))
-    logits = fold(named("logits", heads, kernel**2, *plane))
-    got = attention(device, value, logits, mul, add, heads, kernel, case["dilation"], grad)
-
-    expected = [fold(torch.from_numpy(golden[f"{name}/{x}"])).double() for x in ("out", "dv", "dlogits")]
-    for ghost, key in ((mul, "dmul"), (add, "dadd")):
-        shape = (heads * channels, kernel**2)
-        expected.append(torch.empty(0) if ghost is None else torch.from_numpy(golden[f"{name}/{key}"]).reshape(shape))
-    assert_equal(got, [x.double() for x in expected], 1e-5)
+def test_golden(device, name, dtype, published_case):
+    """What the published code computed."""
+    case = published_case(name)
+    value, logits, mul, add = case.inputs
+    got = attention(device, value.to(dtype), logits.to(dtype), mul, add, *case.sizes, case.gradient.to(dtype))
+    assert_equal(got, [torch.empty(0) if x is None else x.double() for x in case.results], 1e-5)
 
 
 @pytest.mark.parametrize(
