@@ -1,7 +1,8 @@
 """Loads the compiled operator once, keeps the reason where it cannot, and registers what torch needs to know about it.
 
-The C++ side defines ``torch.ops.elsa.attention_forward`` and ``attention_backward`` (csrc/op.cpp) and their kernels per
-device. Registered here: fake kernels (shapes for tracing), the autograd formula and the FLOP formula.
+The C++ side defines ``torch.ops.elsa.attention_forward`` and ``attention_backward`` (csrc/schema.h) and their kernels
+per device. Registered here: fake kernels (shapes for tracing), the autograd formula and the FLOP formula. The fake
+kernels' signatures are what this file takes the operators to be: a library that defines others is not used.
 """
 
 from __future__ import annotations
@@ -15,12 +16,6 @@ from torch.utils.flop_counter import register_flop_formula
 
 FOLDER = Path(__file__).parent
 REBUILD = "build it with: pip install --no-build-isolation --no-deps --force-reinstall PATH_OF_THE_SOURCES"
-SCHEMAS = {
-    "attention_forward": "(Tensor value, Tensor logits, Tensor? ghost_mul, Tensor? ghost_add, int num_heads, "
-    "int kernel_size, int dilation) -> Tensor",
-    "attention_backward": "(Tensor grad_out, Tensor value, Tensor logits, Tensor? ghost_mul, Tensor? ghost_add, "
-    "int num_heads, int kernel_size, int dilation) -> (Tensor, Tensor, Tensor, Tensor)",
-}
 
 
 def load(name: str) -> str | None:
@@ -50,11 +45,12 @@ def _build_record() -> dict:
 
 def _wrong_schema() -> str | None:
     """A library of other sources may load and still take other arguments."""
-    for name, expected in SCHEMAS.items():
+    for name, fake in (("attention_forward", _fake_forward), ("attention_backward", _fake_backward)):
         if not hasattr(torch.ops.elsa, name):
             return f"the compiled library does not define elsa::{name}; {REBUILD}"
         found = str(getattr(torch.ops.elsa, name).default._schema).removeprefix(f"elsa::{name}")
-        if found != expected:
+        # An int of Python's is a SymInt to torch, an int to the stable ABI.
+        if found != torch.library.infer_schema(fake, mutates_args=()).replace("SymInt", "int"):
             return f"the compiled library is of another version of the sources: {name} takes {found}; {REBUILD}"
     return None
 
@@ -88,11 +84,28 @@ def cpu_instruction_set(name: str | None = None) -> str:
 # ---- what torch needs to know ------------------------------------------------------------------------------------
 
 
-def _fake_forward(value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation):
+def _fake_forward(
+    value: Tensor,
+    logits: Tensor,
+    ghost_mul: Tensor | None,
+    ghost_add: Tensor | None,
+    num_heads: int,
+    kernel_size: int,
+    dilation: int,
+) -> Tensor:
     return value.new_empty(value.shape)
 
 
-def _fake_backward(grad_out, value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation):
+def _fake_backward(
+    grad_out: Tensor,
+    value: Tensor,
+    logits: Tensor,
+    ghost_mul: Tensor | None,
+    ghost_add: Tensor | None,
+    num_heads: int,
+    kernel_size: int,
+    dilation: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     accumulate = torch.float64 if value.dtype == torch.float64 else torch.float32
     mul, add = (
         value.new_empty((0, 0) if ghost is None else ghost.shape, dtype=accumulate) for ghost in (ghost_mul, ghost_add)

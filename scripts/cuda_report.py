@@ -149,7 +149,8 @@ def read_shapes(folder: Path) -> tuple[dict[tuple, tuple[int, int]], tuple[int, 
     """(type, K, kernel, ghosts) → (threads, dynamic shared bytes), and the tile, from the kernels' own constants."""
     program = folder / "shapes"
     compiler = os.environ.get("CXX", "g++")
-    command(compiler, "-std=gnu++20", "-Wno-unknown-pragmas", ROOT / "scripts" / "cuda_shapes.cpp", "-o", program)
+    flags = ("-std=gnu++20", "-Wno-unknown-pragmas", f"-I{ROOT / 'tests' / 'kernels' / 'emu'}")  # in place of CUDA
+    command(compiler, *flags, ROOT / "scripts" / "cuda_shapes.cpp", "-o", program)
     first, *lines = command(program).splitlines()
     shapes = {}
     for kind, k, name, ghosts, threads, shared in map(str.split, lines):

@@ -5,6 +5,8 @@
 // Python) that names the offending values.
 #pragma once
 
+#include "problem.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -21,15 +23,6 @@ namespace elsa {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-// The sizes of one call, after they were checked.
-struct Problem {
-  int64_t batch, height, width, channels;
-  int64_t heads, head_dim;         // head_dim = channels / heads
-  int64_t kernel, taps, dilation;  // taps = kernel²
-
-  int64_t positions() const { return batch * height * width; }
-};
 
 template <class... Parts>
 [[noreturn]] void refuse(const Parts&... parts) {
@@ -91,7 +84,7 @@ inline void check_ghost(const char* name, const std::optional<Tensor>& ghost, co
   if (!ghost) return;
   check_same_device(name, *ghost, value);
   check_dtype(name, *ghost, accumulation_type(value.scalar_type()));
-  check_shape(name, *ghost, {p.channels, p.taps});
+  check_shape(name, *ghost, {p.channels, p.taps()});
 }
 
 // Arguments of attention_forward: value (B, H, W, C), logits (B, H, W, G·K²), ghosts (C, K²) in the accumulation type.
@@ -112,16 +105,15 @@ inline Problem check_forward(const Tensor& value, const Tensor& logits, const st
 
   Problem p{};
   p.batch = value.size(0), p.height = value.size(1), p.width = value.size(2), p.channels = value.size(3);
-  p.heads = num_heads, p.kernel = kernel_size, p.taps = kernel_size * kernel_size, p.dilation = dilation;
+  p.heads = num_heads, p.kernel = kernel_size, p.dilation = dilation;
   if (p.height < 1 || p.width < 1 || p.channels < 1)
     refuse("value needs at least one position and one channel, got shape ", shape_of(value));
   if (p.channels % num_heads != 0)
     refuse("num_heads must divide the channels: ", p.channels, " channels, ", num_heads, " heads");
-  p.head_dim = p.channels / num_heads;
 
   check_same_device("logits", logits, value);
   check_dtype("logits", logits, dtype);
-  check_shape("logits", logits, {p.batch, p.height, p.width, p.heads * p.taps});
+  check_shape("logits", logits, {p.batch, p.height, p.width, p.heads * p.taps()});
   check_ghost("ghost_mul", ghost_mul, value, p);
   check_ghost("ghost_add", ghost_add, value, p);
   return p;

@@ -16,10 +16,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "kernels" / "csrc"
+EMULATOR = Path(__file__).resolve().parent / "emu"
 CPP_TESTS = Path(__file__).resolve().parent / "cpp"
 BUILD = ROOT / "build" / "emulated"
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-FLAGS = ["-std=gnu++20", "-g1", "-Wall", "-Wno-unknown-pragmas", "-Werror"]
+FLAGS = ["-std=gnu++20", "-g1", "-Wall", "-Wno-unknown-pragmas", "-Werror", f"-I{EMULATOR}"]
 KERNEL_UNITS = ("launch", "launch_f32", "launch_f64", "launch_f16", "launch_bf16")
 ASAN = ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 TSAN = ["-O0", "-fsanitize=thread"]
@@ -28,7 +29,7 @@ TSAN = ["-O0", "-fsanitize=thread"]
 def fingerprint(*parts: object) -> str:
     """Hash of every source that a build can see, and of `parts`."""
     digest = hashlib.sha256(repr((COMPILER, parts)).encode())
-    for path in sorted([Path(__file__), *CSRC.rglob("*.*"), *CPP_TESTS.glob("*.cpp")]):
+    for path in sorted([Path(__file__), *CSRC.rglob("*.*"), *EMULATOR.iterdir(), *CPP_TESTS.iterdir()]):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -84,7 +85,7 @@ def library() -> Path:
     libraries = [*(f"-L{path}" for path in library_paths()), "-ltorch", "-ltorch_cpu", "-lc10"]
     output = BUILD / f"op_emu-{fingerprint(flags, torch.__version__)}.so"
     units = [CSRC / "cuda" / f"{unit}.cu" for unit in KERNEL_UNITS]
-    return build([*units, CSRC / "emu" / "op_emu.cpp"], output, flags, tuple(libraries))
+    return build([*units, EMULATOR / "op_emu.cpp"], output, flags, tuple(libraries))
 
 
 @cache

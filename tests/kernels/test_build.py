@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.cpp_extension import include_paths, library_paths
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORT = "import json; from elsa.kernels import backend_info; print(json.dumps(backend_info()))"
@@ -66,6 +67,30 @@ def test_a_library_without_the_operators(bare_package):
     source.write_text("int nothing;")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(folder / "_C.abi3.so"), str(source)], check=True)
     assert "does not define elsa::attention_forward" in info()["cpu"]
+
+
+OLD_SCHEMA = """
+#include <torch/csrc/stable/library.h>
+STABLE_TORCH_LIBRARY(elsa, m) {
+  m.def("attention_forward(Tensor value, Tensor logits, int kernel_size) -> Tensor");
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler to build a library of other sources")
+def test_a_library_of_other_sources(bare_package):
+    """It loads, and defines an operator with other arguments."""
+    folder, info = bare_package
+    source = folder / "old.cpp"
+    source.write_text(OLD_SCHEMA)
+    flags = ["-std=c++20", "-shared", "-fPIC", "-DTORCH_TARGET_VERSION=0x020c000000000000"]
+    torch_flags = [f"-I{path}" for path in include_paths()] + [f"-L{path}" for path in library_paths()]
+    command = ["c++", *flags, str(source), *torch_flags, "-ltorch", "-ltorch_cpu", "-lc10"]
+    subprocess.run([*command, "-o", str(folder / "_C.abi3.so")], check=True)
+    report = info()
+    takes = "attention_forward takes (Tensor value, Tensor logits, int kernel_size) -> Tensor"
+    assert f"the compiled library is of another version of the sources: {takes}" in report["cpu"]
+    assert "needs the library with the operator's schema" in report["cuda"]
 
 
 def build(tmp_path, **environment):

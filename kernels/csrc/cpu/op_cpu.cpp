@@ -59,7 +59,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 Geometry geometry_of(const Problem& p, int64_t lanes, int64_t rows_per_slot, int64_t most_slots) {
   Geometry g{};
   g.height = p.height, g.width = p.width, g.channels = p.channels;
-  g.heads = p.heads, g.head_dim = p.head_dim, g.kernel = p.kernel, g.taps = p.taps;
+  g.heads = p.heads, g.head_dim = p.head_dim(), g.kernel = p.kernel, g.taps = p.taps();
   // Taps further apart than the map is wide all fall outside it; a dilation beyond that changes nothing.
   g.dilation = std::min(p.dilation, std::max(p.height, p.width));
   g.phases_y = std::min(g.dilation, p.height), g.phases_x = std::min(g.dilation, p.width);
@@ -68,7 +68,7 @@ Geometry geometry_of(const Problem& p, int64_t lanes, int64_t rows_per_slot, int
   constexpr int64_t kUnits = 256;  // enough for the balance of a large machine
   const int64_t rows = g.images * g.image_rows;
   g.slots = std::clamp<int64_t>(std::min(ceil_div(kUnits, g.heads), rows / rows_per_slot), 1, most_slots);
-  g.ghost_stride = ceil_div(p.head_dim, lanes) * lanes;
+  g.ghost_stride = ceil_div(p.head_dim(), lanes) * lanes;
   return g;
 }
 
@@ -186,11 +186,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
   const BackwardKernel& kernel = kernel_for(*instruction_sets()[active_set()].backward, value.scalar_type());
   // A slot recomputes the softmax of the K - 1 rows around its own, and has its own sums for the ghosts.
   constexpr int64_t kPartialBytes = 4 << 20;
-  const int64_t most_slots = std::max<int64_t>(1, kPartialBytes / (p.channels * p.taps * 8));
+  const int64_t most_slots = std::max<int64_t>(1, kPartialBytes / (p.channels * p.taps() * 8));
   const Geometry g = geometry_of(p, kernel.lanes, 4 * std::max<int64_t>(p.kernel, 4), most_slots);
 
   Tensor grad_value = torch::stable::new_empty(value, {p.batch, p.height, p.width, p.channels});
-  Tensor grad_logits = torch::stable::new_empty(value, {p.batch, p.height, p.width, p.heads * p.taps});
+  Tensor grad_logits = torch::stable::new_empty(value, {p.batch, p.height, p.width, p.heads * p.taps()});
   prefer_huge_pages(grad_value), prefer_huge_pages(grad_logits);
   const GhostGradient grad_mul(g, ghost_mul, value), grad_add(g, ghost_add, value);
   if (p.batch > 0) {

@@ -1,9 +1,9 @@
 // Vectors of one instruction set: loads and stores with conversion, exponential, horizontal sums.
 //
 // Written with the compiler's vector extensions, so that one text serves SSE2, AVX2, AVX-512 and other processors; a
-// few conversions and masked accesses, where the compiler does badly, use intrinsics. Included by isa_*.cpp after
-// ELSA_ISA and ELSA_VECTOR_BYTES are defined; everything has internal linkage, because the same names are compiled
-// for several instruction sets into one library.
+// few conversions and masked accesses, where the compiler does badly, use intrinsics. Included by way of forward.h and
+// backward.h in {plain,avx2,avx512}_*.cpp, after target_*.h has defined ELSA_ISA and ELSA_VECTOR_BYTES; everything has
+// internal linkage, because the same names are compiled for several instruction sets into one library.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,5 @@
-// What every kernel source includes: real CUDA under nvcc, the emulator of ../emu under any other compiler.
+// What every kernel source includes: real CUDA under nvcc, under any other compiler the emulator that the tests put
+// on the include path (tests/kernels/emu).
 #pragma once
 
 #ifdef __CUDACC__
@@ -28,6 +29,6 @@ struct SharedMemory {
 
 #else
 
-#include "../emu/cuemu.h"
+#include "cuemu.h"
 
 #endif

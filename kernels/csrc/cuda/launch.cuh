@@ -13,6 +13,25 @@
 
 namespace elsa::cuda {
 
+// The one place where a kernel size known at run time becomes a constant: calls `call` with an integral_constant, or
+// says that no specialised kernel has this size.
+template <typename Call>
+[[nodiscard]] const char* with_kernel_size(int64_t kernel, Call call) {
+  switch (kernel) {
+    case 3:
+      call(std::integral_constant<int, 3>());
+      return nullptr;
+    case 5:
+      call(std::integral_constant<int, 5>());
+      return nullptr;
+    case 7:
+      call(std::integral_constant<int, 7>());
+      return nullptr;
+    default:
+      return "no specialised kernel has this kernel size";
+  }
+}
+
 // A block may use 99 KiB on every supported architecture (164 or more per multiprocessor where it matters).
 constexpr size_t kSharedLimit = size_t(99) << 10;
 // Enough blocks to fill any device several times over; each then loops over tiles and loads its ghost weights once.
@@ -27,17 +46,16 @@ struct Launch {
 
   Launch(const Problem& problem, void* queue) : p(problem), stream(static_cast<cudaStream_t>(queue)) {}
 
-  int64_t head_channels() const { return p.channels / p.heads; }
   int64_t dilation() const { return std::min(p.dilation, std::max(p.height, p.width)); }  // beyond: the same sums
 
   Layout layout(std::initializer_list<const void*> pointers) const {
     Layout m;
     m.height = int(p.height), m.width = int(p.width), m.channels = int(p.channels), m.heads = int(p.heads);
-    m.head_channels = int(head_channels()), m.dilation = int(dilation());
+    m.head_channels = int(p.head_dim()), m.dilation = int(dilation());
     m.phases_y = std::min(m.dilation, m.height), m.phases_x = std::min(m.dilation, m.width);
     m.tiles_y = tiles_along(m.height, m.dilation, kTileRows), m.tiles_x = tiles_along(m.width, m.dilation, kTileCols);
     m.tiles = int(tile_count());
-    m.vectors = head_channels() * sizeof(T) % 16 == 0;
+    m.vectors = p.head_dim() * sizeof(T) % 16 == 0;
     for (const void* pointer : pointers) m.vectors = m.vectors && reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
     return m;
   }
@@ -53,7 +71,7 @@ struct Launch {
 
   // The specialised kernels compute coordinates inside an image and tile numbers in 32 bits (offsets in 64).
   bool specialised() const {
-    return !std::is_same<T, double>::value && (p.kernel == 3 || p.kernel == 5 || p.kernel == 7) &&
+    return !std::is_same<T, double>::value && with_kernel_size(p.kernel, [](auto) {}) == nullptr &&
            std::max(p.height, p.width) < (1 << 24) && p.channels < (1 << 24) &&
            tile_count() <= std::numeric_limits<int>::max() / 2;
   }
@@ -61,11 +79,11 @@ struct Launch {
     return specialised() && gradient_shared(mul, ghosts) <= kSharedLimit;
   }
   size_t gradient_shared(bool mul, int ghosts) const {
-    const int channels = int(head_channels());
-    if constexpr (std::is_same<T, double>::value) return 0;
-    else if (p.kernel == 3) return GradientShape<T, 3>::shared_bytes(mul, ghosts, channels);
-    else if (p.kernel == 5) return GradientShape<T, 5>::shared_bytes(mul, ghosts, channels);
-    else return GradientShape<T, 7>::shared_bytes(mul, ghosts, channels);
+    size_t bytes = 0;
+    const char* refusal = with_kernel_size(p.kernel, [&](auto k) {
+      bytes = GradientShape<T, decltype(k)::value>::shared_bytes(mul, ghosts, int(p.head_dim()));
+    });
+    return refusal ? std::numeric_limits<size_t>::max() : bytes;
   }
 
   // How many blocks per head sum ghost gradients. Depends on shapes alone, so results are the same on every device.
@@ -89,6 +107,11 @@ struct Launch {
     if (status != cudaSuccess) error = cudaGetErrorString(status);
   }
 
+  template <typename Call>
+  void specialise(Call call) {
+    if (const char* refusal = with_kernel_size(p.kernel, call)) error = refusal;
+  }
+
   template <int K, bool TRANSPOSED>
   void aggregate(const AggregateArgs<T>& args) {
     using Shape = AggregateShape<T, K>;
@@ -101,9 +124,7 @@ struct Launch {
   }
   template <bool TRANSPOSED>
   void aggregate(const AggregateArgs<T>& args) {
-    if (p.kernel == 3) aggregate<3, TRANSPOSED>(args);
-    else if (p.kernel == 5) aggregate<5, TRANSPOSED>(args);
-    else aggregate<7, TRANSPOSED>(args);
+    specialise([&](auto k) { this->template aggregate<decltype(k)::value, TRANSPOSED>(args); });
   }
 
   template <int K>
@@ -115,7 +136,7 @@ struct Launch {
   GenericArgs<T> generic(const Inputs& in) const {
     GenericArgs<T> a{};
     a.batch = p.batch, a.height = p.height, a.width = p.width, a.channels = p.channels, a.heads = p.heads;
-    a.head_channels = head_channels(), a.dilation = dilation();
+    a.head_channels = p.head_dim(), a.dilation = dilation();
     a.kernel = int(p.kernel), a.taps = int(p.taps());
     a.value = static_cast<const T*>(in.value), a.logits = static_cast<const T*>(in.logits);
     a.ghost_mul = static_cast<const A*>(in.ghost_mul), a.ghost_add = static_cast<const A*>(in.ghost_add);
@@ -125,7 +146,7 @@ struct Launch {
   void run_generic(Kernel kernel, int64_t warps, const GenericArgs<T>& args) {
     run(kernel, std::min<int64_t>((warps + kGenericWarps - 1) / kGenericWarps, 1 << 20), kGenericThreads, 0, args);
   }
-  int64_t chunk_warps() const { return p.pixels() * p.heads * ((head_channels() + 31) / 32); }
+  int64_t chunk_warps() const { return p.positions() * p.heads * ((p.head_dim() + 31) / 32); }
 
   void forward(const Inputs& in, void* out) {
     if constexpr (!std::is_same<T, double>::value) {
@@ -155,18 +176,16 @@ struct Launch {
         a.lse = lse, a.partial = ghosts ? partial : nullptr;
         const size_t shared = gradient_shared(in.ghost_mul, ghosts);
         const int64_t blocks = ghosts ? slots : std::min<int64_t>(a.layout.tiles, (kMaxBlocks + p.heads - 1) / p.heads);
-        if (p.kernel == 3) gradients<3>(a, blocks, shared);
-        else if (p.kernel == 5) gradients<5>(a, blocks, shared);
-        else gradients<7>(a, blocks, shared);
+        specialise([&](auto k) { this->template gradients<decltype(k)::value>(a, blocks, shared); });
         return slots;
       }
     }
     GenericArgs<T> a = generic(in);
     a.grad_out = grad_out, a.dlogits = dlogits, a.lse = lse, a.partial = partial;
     a.slots = slots, a.ghosts = ghosts;
-    run_generic(generic_dlogits_kernel<T>, p.pixels() * p.heads, a);
+    run_generic(generic_dlogits_kernel<T>, p.positions() * p.heads, a);
     if (ghosts) {
-      run_generic(generic_dghost_kernel<T>, slots * p.heads * ((head_channels() + 31) / 32) * p.taps(), a);
+      run_generic(generic_dghost_kernel<T>, slots * p.heads * ((p.head_dim() + 31) / 32) * p.taps(), a);
     }
     return slots;
   }
@@ -206,7 +225,7 @@ struct Launch {
   size_t workspace_bytes(bool mul, bool add) const {
     const int ghosts = ghost_sums(mul, add);
     const int64_t sums = ghosts ? ghost_slots(ghosts) * ghosts * p.channels * p.taps() : 0;
-    return size_t(sums + p.pixels() * p.heads) * sizeof(A);
+    return size_t(sums + p.positions() * p.heads) * sizeof(A);
   }
 };
 

@@ -1,20 +1,13 @@
 // The CUDA half of the operator behind raw pointers: no torch header, no CUDA header.
 #pragma once
+#include "../problem.h"
+
 #include <cstddef>
 #include <cstdint>
 
 namespace elsa::cuda {
 
 enum class Type { f32, f64, f16, bf16 };
-
-// Sizes are 64-bit: Swin-B at batch 128 has more threads' worth of work than an int32 counts.
-struct Problem {
-  int64_t batch, height, width, channels;
-  int64_t heads, kernel, dilation;
-
-  int64_t taps() const { return kernel * kernel; }
-  int64_t pixels() const { return batch * height * width; }
-};
 
 // Contiguous tensors of `Problem`; value and logits in the storage type, ghosts in the accumulation type or null.
 struct Inputs {

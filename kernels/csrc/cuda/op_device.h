@@ -25,10 +25,6 @@ inline cuda::Type storage_type(ScalarType type) {
   }
 }
 
-inline cuda::Problem sizes(const Problem& p) {
-  return {p.batch, p.height, p.width, p.channels, p.heads, p.kernel, p.dilation};
-}
-
 inline OptionalTensor contiguous_or_none(const OptionalTensor& tensor) {
   return tensor ? OptionalTensor(contiguous(*tensor)) : std::nullopt;
 }
@@ -44,8 +40,8 @@ inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, 
 inline Tensor new_ghost_gradient(const Tensor& value, const Problem& p, bool present) {
   const ScalarType type = accumulation_type(value.scalar_type());
   if (!present) return new_tensor(value, {0}, type);
-  if (p.batch == 0) return torch::stable::new_zeros(value, std::vector<int64_t>{p.channels, p.taps}, type);
-  return new_tensor(value, {p.channels, p.taps}, type);
+  if (p.batch == 0) return torch::stable::new_zeros(value, std::vector<int64_t>{p.channels, p.taps()}, type);
+  return new_tensor(value, {p.channels, p.taps()}, type);
 }
 
 inline void check_launch(const char* error) {
@@ -63,7 +59,7 @@ Tensor forward(const Tensor& value, const Tensor& logits, const OptionalTensor& 
   Tensor out = torch::stable::empty_like(v);
   if (p.batch == 0) return out;
   const cuda::Inputs in{v.const_data_ptr(), l.const_data_ptr(), data_or_null(mul), data_or_null(add)};
-  check_launch(cuda::forward(sizes(p), storage_type(v.scalar_type()), in, out.mutable_data_ptr(), stream()));
+  check_launch(cuda::forward(p, storage_type(v.scalar_type()), in, out.mutable_data_ptr(), stream()));
   return out;
 }
 
@@ -81,12 +77,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, cons
 
   const cuda::Type type = storage_type(v.scalar_type());
   const ScalarType acc = accumulation_type(v.scalar_type());
-  const int64_t bytes = int64_t(cuda::workspace_bytes(sizes(p), type, mul.has_value(), add.has_value()));
+  const int64_t bytes = int64_t(cuda::workspace_bytes(p, type, mul.has_value(), add.has_value()));
   Tensor workspace = new_tensor(v, {bytes / (acc == ScalarType::Double ? 8 : 4)}, acc);
   const cuda::Inputs in{v.const_data_ptr(), l.const_data_ptr(), data_or_null(mul), data_or_null(add)};
   const cuda::Gradients grads{dvalue.mutable_data_ptr(), dlogits.mutable_data_ptr(),
                               mul ? dmul.mutable_data_ptr() : nullptr, add ? dadd.mutable_data_ptr() : nullptr};
-  check_launch(cuda::backward(sizes(p), type, g.const_data_ptr(), in, grads, workspace.mutable_data_ptr(), stream()));
+  check_launch(cuda::backward(p, type, g.const_data_ptr(), in, grads, workspace.mutable_data_ptr(), stream()));
   return {dvalue, dlogits, dmul, dadd};
 }
 

@@ -1,7 +1,7 @@
 // The CUDA sources under emulation against a direct double-precision computation. Buffers are allocated to the byte, so
 // that AddressSanitizer sees every overrun. Exit status 1 and a line per failure; with the argument f32, float alone.
 #include "../../../kernels/csrc/cuda/launch.h"
-#include "../../../kernels/csrc/emu/cuemu.h"
+#include "cuemu.h"
 
 #include <cmath>
 #include <cstdio>
@@ -11,7 +11,7 @@
 #include <random>
 #include <vector>
 
-using elsa::cuda::Problem;
+using elsa::Problem;
 using elsa::cuda::Type;
 using Numbers = std::vector<double>;
 
@@ -134,7 +134,7 @@ bool run(const Case& c, std::mt19937& random) {
     for (double& e : x) e = half_round(normal(random), type);
   };
   const Type acc = c.type == Type::f64 ? Type::f64 : Type::f32;
-  const int64_t values = p.pixels() * p.channels, logits = p.pixels() * p.heads * p.taps(),
+  const int64_t values = p.positions() * p.channels, logits = p.positions() * p.heads * p.taps(),
                 ghosts = p.channels * p.taps();
   draw(d.value, values, c.type), draw(d.grad, values, c.type), draw(d.logits, logits, c.type);
   draw(d.mul, ghosts, acc), draw(d.add, ghosts, acc);

@@ -1,5 +1,6 @@
-// Tests only: the operator as torch.ops.elsa_emu on CPU tensors, computed by the emulated CUDA kernels.
-#include "../cuda/op_device.h"
+// The operator as torch.ops.elsa_emu on CPU tensors, computed by the emulated CUDA kernels.
+#include "../../../kernels/csrc/cuda/op_device.h"
+#include "../../../kernels/csrc/schema.h"
 
 namespace elsa {
 namespace {
@@ -25,12 +26,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, cons
 }  // namespace elsa
 
 STABLE_TORCH_LIBRARY(elsa_emu, m) {
-  m.def(
-      "attention_forward(Tensor value, Tensor logits, Tensor? ghost_mul, Tensor? ghost_add, int num_heads, "
-      "int kernel_size, int dilation) -> Tensor");
-  m.def(
-      "attention_backward(Tensor grad_out, Tensor value, Tensor logits, Tensor? ghost_mul, Tensor? ghost_add, "
-      "int num_heads, int kernel_size, int dilation) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(elsa::kForwardSchema);
+  m.def(elsa::kBackwardSchema);
 }
 STABLE_TORCH_LIBRARY_IMPL(elsa_emu, CPU, m) {
   m.impl("attention_forward", TORCH_BOX(&elsa::forward));

@@ -1,6 +1,6 @@
 // Runs CUDA C++ kernels on the CPU, for correctness tests only (GCC or Clang, C++20, Linux).
 //
-// Included by ../cuda/cu_compat.h where nvcc is not the compiler. One CUDA thread is one fiber; blocks run one after
+// Included by kernels/csrc/cuda/cu_compat.h where nvcc is not the compiler. One CUDA thread is one fiber; blocks run one after
 // another. What this shows and what it cannot show is in docs/cuda.md.
 #pragma once
 #include "halves.h"
