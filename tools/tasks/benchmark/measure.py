@@ -1,0 +1,161 @@
+"""Times all contestants of one row side by side, on a CPU's clock or by a GPU's events."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from elsa.core import ConfigError
+from elsa.kernels import backend_info
+
+from .contestants import copy, depthwise, flex, matrix_product, operator, training_step, unfold
+from .shapes import Shape
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+BURST = 20  # calls between two events of a GPU: one alone would be timed with the gap before its launch
+Call = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how. ``threads`` of a GPU's rows is None: they have no say there."""
+
+    device: torch.device
+    shapes: tuple[Shape, ...]
+    contestants: tuple[str, ...]
+    passes: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    threads: tuple[int | None, ...]
+    batch: int
+    seconds: float
+    memory: int
+    backend: str
+    output: Path
+
+    def __post_init__(self) -> None:
+        if self.backend in ("cpu", "cuda") and self.backend != self.device.type:
+            raise ConfigError(f"--backend {self.backend} cannot run on --device {self.device}")
+        if self.backend != "auto" and (reason := backend_info()[self.backend]) != "available":
+            raise ConfigError(f"--backend {self.backend} cannot run: {reason}")
+        if self.device.type == "cuda" and self.threads != (None,):
+            raise ConfigError(f"--threads has no effect on --device {self.device}")
+
+
+def cpu_seconds(call: Call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def gpu_seconds(call: Call) -> float:
+    """Per call of a burst on the current device, whose work queues up behind the first event."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(BURST):
+        call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / BURST
+
+
+def shortest(calls: dict[str, Call], seconds: float, clock: Callable[[Call], float]) -> dict[str, float]:
+    """Seconds of the fastest repetition of each. They take turns of some 20 ms, at least two repetitions, so that each
+    finds its own data in the caches; a slow one has fewer turns."""
+    best = dict.fromkeys(calls, float("inf"))
+    spent = dict.fromkeys(calls, 0.0)
+    while min(spent.values()) < seconds:
+        for name, call in calls.items():
+            turn, repetitions = 0.0, 0
+            while spent[name] < seconds and (turn < 0.02 or repetitions < 2):
+                start = time.perf_counter()
+                best[name] = min(best[name], clock(call))
+                turn, repetitions = turn + time.perf_counter() - start, repetitions + 1
+            spent[name] += turn
+    return best
+
+
+def peak_extra_memory(call: Call, device: torch.device) -> int | None:
+    """Bytes by which one call raises the memory in use: the process's (Linux; None elsewhere), or the GPU's tensors."""
+
+    def status(field: str) -> int:
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+        return int(line.split()[1]) << 10
+
+    call()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier calls left with the allocator would hide what this one takes
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+        before = status("VmRSS")
+        call()
+        return max(0, status("VmHWM") - before)
+    except (OSError, AttributeError, StopIteration):
+        return None
+
+
+def makers_of(shape: Shape, dtype: torch.dtype, settings: Settings) -> tuple[dict[str, Callable], list[str]]:
+    """What makes each contestant's function and inputs, by name, and notes on those left out."""
+    size, makers, notes = (shape, settings.batch, dtype, settings.device), {}, []
+    makers["elsa"] = lambda: operator(*size, settings.backend)
+    if "depthwise" in settings.contestants:
+        for layout in (torch.contiguous_format, torch.channels_last):
+            makers[f"depthwise {str(layout)[6:]}"] = lambda layout=layout: depthwise(*size, layout)
+    if "unfold" in settings.contestants:
+        needed = 4 * shape.multiply_adds(settings.batch) * dtype.itemsize
+        if needed <= settings.memory << 30:
+            makers["unfold"] = lambda: unfold(*size)
+        else:
+            notes.append(f"unfold left out: about {needed / 2**30:.1f} GiB (--memory {settings.memory})")
+    if "flex" in settings.contestants:
+        makers["flex"] = lambda: flex(*size)
+    return makers, notes
+
+
+def measure(shape: Shape, dtype_name: str, backward: bool, threads: int | None, settings: Settings) -> dict:
+    """One row of the table; a GPU must be the current device."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    dtype, batch = DTYPES[dtype_name], settings.batch
+    makers, notes = makers_of(shape, dtype, settings)
+    calls = {}
+    for name, make in makers.items():
+        try:
+            calls[name] = training_step(*make(), backward)
+            calls[name]()
+        except RuntimeError as error:  # a contestant that cannot do this type or pass here
+            if name == "elsa":
+                raise
+            calls.pop(name, None)
+            notes.append(f"{name} cannot run: {str(error).strip().splitlines()[0][:100]}")
+    calls["gemm"], products = matrix_product(dtype, settings.device)
+    calls["copy"], moved = copy(settings.device)
+    times = shortest(calls, settings.seconds, gpu_seconds if settings.device.type == "cuda" else cpu_seconds)
+
+    sums = 1 + (2 + shape.mul + shape.add) * backward
+    rate = shape.multiply_adds(batch) * sums / times["elsa"]
+    bandwidth = shape.traffic(batch, backward) * dtype.itemsize / times["elsa"]
+    row = {**asdict(shape), "batch": batch, "dtype": dtype_name, "threads": threads, "notes": notes}
+    row["backend"] = settings.backend
+    row["pass"] = "forward+backward" if backward else "forward"
+    row["milliseconds"] = {name: 1e3 * seconds for name, seconds in times.items()}
+    row |= {"gflops": 2e-9 * rate, "share_of_gemm": rate * times["gemm"] / products}
+    row |= {"gigabytes_per_second": 1e-9 * bandwidth, "share_of_copy": bandwidth * times["copy"] / moved}
+    static = min((t for name, t in times.items() if name.startswith("depthwise")), default=None)
+    row["times_depthwise"] = times["elsa"] / static if static else None
+    for name in ("unfold", "flex"):
+        row[f"faster_than_{name}"] = times[name] / times["elsa"] if name in times else None
+    row["extra_megabytes"] = None
+    if not backward and (peak := peak_extra_memory(calls["elsa"], settings.device)) is not None:
+        output = batch * shape.height * shape.width * shape.channels * dtype.itemsize
+        row["extra_megabytes"] = max(0, peak - output) / 2**20
+    return row

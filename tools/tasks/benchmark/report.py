@@ -1,0 +1,91 @@
+"""The table on the screen, the same as JSON, and a picture of it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from elsa.core import check_writable, make_folder, write_json
+from elsa.kernels import backend_info
+
+from .measure import Settings, measure
+
+COLUMNS = (
+    ("shape", lambda r: r["name"]),
+    ("map", lambda r: f"{r['batch']}×{r['height']}×{r['width']}×{r['channels']}"),
+    ("K", lambda r: str(r["kernel"])),
+    ("pass", lambda r: {"forward": "fwd", "forward+backward": "fwd+bwd"}[r["pass"]]),
+    ("type", lambda r: r["dtype"]),
+    ("thr", lambda r: number(r["threads"], "{}")),
+    ("ms", lambda r: f"{r['milliseconds']['elsa']:.2f}"),
+    ("GFLOP/s", lambda r: f"{r['gflops']:.0f}"),
+    ("of GEMM", lambda r: f"{r['share_of_gemm']:.0%}"),
+    ("GB/s", lambda r: f"{r['gigabytes_per_second']:.1f}"),
+    ("of copy", lambda r: f"{r['share_of_copy']:.0%}"),
+    ("× depthwise", lambda r: number(r["times_depthwise"], "{:.2f}")),
+    ("unfold/elsa", lambda r: number(r["faster_than_unfold"], "{:.0f}")),
+    ("flex/elsa", lambda r: number(r["faster_than_flex"], "{:.1f}")),
+    ("extra MB", lambda r: number(r["extra_megabytes"], "{:.1f}")),
+)
+WIDTHS = [max(len(title), 18 if title in ("map", "shape") else 7) for title, _ in COLUMNS]
+
+
+def benchmark_operator(settings: Settings) -> None:
+    """Measures every row, prints it, and writes operator.json and operator.png into the output folder.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    check_writable(settings.output)
+    gpu = settings.device.type == "cuda"
+    name = torch.cuda.get_device_name(settings.device) if gpu else platform.processor() or platform.machine()
+    info = {"device": name, "torch": torch.__version__, "backends": backend_info(), "cpus": os.cpu_count()}
+    print(", ".join(f"{key}: {value}" for key, value in info.items()))
+    print(line([title for title, _ in COLUMNS]))
+    print("|" + "|".join("-" * (width + 2) for width in WIDTHS) + "|")
+    rows = []
+    with torch.cuda.device(settings.device) if gpu else contextlib.nullcontext():
+        for threads, dtype, shape, which in itertools.product(
+            settings.threads, settings.dtypes, settings.shapes, settings.passes
+        ):
+            rows.append(row := measure(shape, dtype, which == "backward", threads, settings))
+            print(line([cell(row) for _, cell in COLUMNS]), flush=True)
+            for note in row["notes"]:
+                print(f"  {shape.name}: {note}")
+    make_folder(settings.output)
+    write_json(settings.output / "operator.json", {**info, "rows": rows})
+    draw(rows, settings.output / "operator.png")
+    print(f"wrote {settings.output / 'operator.json'} and {settings.output / 'operator.png'}")
+
+
+def number(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)
+
+
+def line(cells: list[str]) -> str:
+    return "| " + " | ".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True)) + " |"
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Bars of the times relative to the depthwise convolution, or of the milliseconds where that was left out."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    relative = all(row["times_depthwise"] for row in rows)
+    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.28 * len(rows)), layout="constrained")
+    labels = [f"{r['name']}  {r['pass']}  {r['dtype']}" + (f"  {r['threads']} thr" * bool(r["threads"])) for r in rows]
+    values = [r["times_depthwise"] if relative else r["milliseconds"]["elsa"] for r in rows]
+    colours = ["#4477aa" if r["pass"] == "forward" else "#cc6677" for r in rows]
+    axes.barh(labels[::-1], values[::-1], color=colours[::-1])
+    if relative:
+        axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlabel("time relative to PyTorch's depthwise convolution" if relative else "milliseconds")
+    axes.set_title(f"ELSA attention, batch {rows[0]['batch']}, {rows[0]['backend']}")
+    figure.savefig(path, dpi=150)
