@@ -3,19 +3,23 @@
 Code only; data lies elsewhere.
 """
 
-from .digits import write_digits
-from .loaders import Batch, EvalLoader, TrainLoader, eval_loader, train_loader
-from .mix import build_mix, build_mix_token
-from .scene_sets import DIGITS_ADE_CLASSES, write_digits_ade, write_digits_coco
-from .scenes import SCENE_CLASSES
-from .sources import UNREADABLE, DataError, Source, open_splits
-from .token_labels import LabelMaps, TokenLabels, label_path, token_targets, write_label_map
-from .transforms import View, eval_transform, train_transform, whole_image_transform
+from elsa.core import DataError
+
+from .embedded.digits import write_digits
+from .embedded.scene_sets import DIGITS_ADE_CLASSES, write_digits_ade, write_digits_coco
+from .embedded.scenes import SCENE_CLASSES
+from .images.loaders import Batch, EvalLoader, eval_loader, train_loader
+from .images.mix import build_mix, build_mix_token
+from .images.sources import UNREADABLE, Source, open_splits
+from .images.token_labels import LabelMaps, TokenLabels, label_path, token_targets, write_label_map
+from .images.transforms import View, eval_transform, train_transform, whole_image_transform
+from .order import BadImages, TrainLoader, divide_batch
 
 __all__ = [
     "DIGITS_ADE_CLASSES",
     "SCENE_CLASSES",
     "UNREADABLE",
+    "BadImages",
     "Batch",
     "DataError",
     "EvalLoader",
@@ -26,6 +30,7 @@ __all__ = [
     "View",
     "build_mix",
     "build_mix_token",
+    "divide_batch",
     "eval_loader",
     "eval_transform",
     "label_path",

@@ -1,32 +1,45 @@
-"""Training and evaluation of any nn.Module on any loader: configuration, steps, loop, checkpoints, logs."""
+"""Training and evaluation of any nn.Module on any loader: recipe, plan, steps, loop, checkpoints, logs."""
 
-from .checkpoint import BEST, LAST, sha256, write_json, write_text, write_then_rename
-from .config import ConfigError, differences, dump, flatten, load_config, plain
+from elsa.core import (
+    ConfigError,
+    TrainingError,
+    logger,
+    seed_everything,
+    setup_logging,
+    sha256,
+    write_json,
+    write_text,
+    write_then_rename,
+)
+
+from .checkpoint import BEST, LAST, PREVIOUS
+from .config import dump, flatten, load_config, load_recipe, plain, split_overrides
+from .distributed import Runtime, StopRequest, distributed
 from .evaluate import Metrics, evaluate, mistakes_first
 from .logbook import Logbook, peak_memory_gb, read_log
 from .losses import TokenLabelLoss
 from .optim import build_optimizer, build_schedule
-from .precision import Precision, choose_precision
-from .runtime import (
-    Runtime,
-    StopRequest,
-    describe_environment,
-    distributed,
-    logger,
-    seed_everything,
-    setup_logging,
-)
-from .step import StepRecord, TokenLabelStep, TrainState, TrainStep
-from .train import Trainer, TrainingError
+from .plan import Plan
+from .precision import Precision, choose_precision, fit_precision
+from .run import Recipe, RunFolder, describe_environment
+from .step import Schedule, Step, StepRecord, TokenLabelStep, TrainState, TrainStep
+from .trainer import Evaluation, Trainer
 
 __all__ = [
     "BEST",
     "LAST",
+    "PREVIOUS",
     "ConfigError",
+    "Evaluation",
     "Logbook",
     "Metrics",
+    "Plan",
     "Precision",
+    "Recipe",
+    "RunFolder",
     "Runtime",
+    "Schedule",
+    "Step",
     "StepRecord",
     "StopRequest",
     "TokenLabelLoss",
@@ -39,12 +52,13 @@ __all__ = [
     "build_schedule",
     "choose_precision",
     "describe_environment",
-    "differences",
     "distributed",
     "dump",
     "evaluate",
+    "fit_precision",
     "flatten",
     "load_config",
+    "load_recipe",
     "logger",
     "mistakes_first",
     "peak_memory_gb",
@@ -53,6 +67,7 @@ __all__ = [
     "seed_everything",
     "setup_logging",
     "sha256",
+    "split_overrides",
     "write_json",
     "write_text",
     "write_then_rename",

@@ -1,60 +1,121 @@
-"""Writing checkpoints so that a file is either whole or not there."""
+"""The format of checkpoints: what is in them, writing and reading; a file is either whole or not there.
+
+``last.pt``, ``previous.pt`` and ``best.pt`` are torch files that hold tensors and plain containers alone, so that
+reading them executes nothing (``weights_only``). Entries:
+
+====================  ===========================================================================================
+``format``            int: 2, the version of this table
+``task``              str: classification, detection, segmentation
+``arch``              str: the model's name (a timm name, or the type of a detector or segmentor)
+``config``            {str: plain value}: the recipe, flat, as values; compared, never evaluated
+``data``              {"images": int, "classes": [str]}: of the training split
+``metric``            str: what the best checkpoint has most of
+``step``              int: optimizer steps that are done; ``epoch``: int, whole epochs among them
+``last_eval``         int: the step of the last evaluation
+``best``              float: the highest metric so far; ``best_step``: int, when
+``history``           [{str: number}]: one entry for each evaluation
+``loss_sum``          float: of the epoch under way, over ``loss_steps`` (int)
+``state_dict``        {str: Tensor}: the weights; ``state_dict_ema``: their average where one is kept
+``optimizer``         the optimizer's state dict; ``scaler``: that of loss scaling; ``schedule``: that of the schedule
+``classes``, ``meta``  class names for readers of any kind; ``meta.dataset_meta`` is where mmengine looks for them
+====================  ===========================================================================================
+
+Random numbers need nothing: they are a function of (seed, rank, step) and (seed, epoch, image).
+
+``last.safetensors`` and ``best.safetensors`` hold the weights that were evaluated (the average where there is one),
+with ``arch``, ``epoch``, ``classes`` and ``config`` as metadata.
+
+Each record of a ``.pt`` file has a CRC-32 (it is a zip file), a ``.safetensors`` file one in its metadata. Both are
+verified on reading (``elsa.core.archive``), so a flipped bit or a cut file is noticed; a run is then continued from
+``previous.pt``, the file that ``last.pt`` replaced.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
-LAST, BEST = "last", "best"
+from elsa.core import CheckpointError, logger, write_then_rename
+from elsa.core.archive import read_archive, write_tensors
+
+FORMAT = 2
+LAST, PREVIOUS, BEST = "last", "previous", "best"
+# A run's checkpoint has these; a file of weights alone has not.
+NEEDED = {"format": int, "task": str, "config": dict, "data": dict, "step": int, "state_dict": dict, "optimizer": dict}
 
 
-def write_then_rename(path: Path, write: Callable[[Path], None]) -> None:
-    """Calls ``write`` on a name beside ``path``, flushes it to the disk, then renames it over ``path``."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(beside)
-        with beside.open("rb") as stream:
-            os.fsync(stream.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+def save_checkpoint(folder: Path, state: dict[str, Any], weights: Mapping[str, Tensor], is_best: bool) -> None:
+    """Writes ``last.pt`` (everything that resuming needs) and ``last.safetensors`` (the weights that were evaluated),
+    and with ``is_best`` the same under the name ``best``.
 
-
-def write_text(path: Path, text: str) -> None:
-    write_then_rename(path, lambda beside: beside.write_text(text))
-
-
-def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=2, sort_keys=False) + "\n")
-
-
-def save_checkpoint(folder: Path, state: dict[str, Any], weights: dict[str, Tensor], is_best: bool) -> None:
-    """Writes ``last.pt`` (everything that resuming needs) and ``last.safetensors`` (the weights that were
-    evaluated), and with ``is_best`` the same under the name ``best``."""
+    ``last.pt`` comes last: a process killed before it leaves a state that will do the same evaluation again and write
+    the same best files. The ``last.pt`` that was there becomes ``previous.pt``.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    about = {"arch": state["arch"], "epoch": str(state["epoch"]), "config": json.dumps(state["config"])}
-    write_then_rename(folder / f"{LAST}.pt", lambda path: torch.save(state, path))
-    write_then_rename(
-        folder / f"{LAST}.safetensors", lambda path: safetensors.torch.save_file(tensors, path, metadata=about)
-    )
+    about = {name: json.dumps(state[name]) for name in ("epoch", "classes", "config") if name in state}
+    about["arch"] = state["arch"]
+
+    def save(path: Path) -> None:
+        torch.save(state, path)
+
+    last, best = folder / f"{LAST}.pt", folder / f"{BEST}.pt"
+    write_then_rename(last.with_suffix(".safetensors"), lambda path: write_tensors(path, tensors, about))
     if is_best:
-        for suffix in ("pt", "safetensors"):
-            source = folder / f"{LAST}.{suffix}"
-            write_then_rename(folder / f"{BEST}.{suffix}", lambda path, source=source: shutil.copyfile(source, path))
+        write_then_rename(best, save)
+        source = last.with_suffix(".safetensors")
+        write_then_rename(best.with_suffix(".safetensors"), lambda path: shutil.copyfile(source, path))
+    if last.exists():
+        write_then_rename(folder / f"{PREVIOUS}.pt", lambda path: _same_file(last, path))
+    write_then_rename(last, save)
 
 
-def sha256(path: str | Path) -> str:
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _same_file(source: Path, path: Path) -> None:
+    """A second name for a file where the file system has such, else a copy."""
+    try:
+        os.link(source, path)
+    except OSError:
+        shutil.copyfile(source, path)
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The checkpoint of a run, verified.
+
+    Raises:
+        CheckpointError: absent, damaged, weights alone, or of another format.
+    """
+    content = read_archive(path)
+    if "optimizer" not in content:
+        raise CheckpointError(
+            f"{path} has weights only; --resume needs a last.pt. To start from it, set MODEL.PRETRAINED "
+            "(of detectors and segmentors model.backbone.pretrained)"
+        )
+    if content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has format {content.get('format')}, this version reads {FORMAT}")
+    for name, kind in NEEDED.items():
+        if not isinstance(content.get(name), kind):
+            raise CheckpointError(f"{path} is no checkpoint of a run: {name} is {type(content.get(name)).__name__}")
+    return content
+
+
+def read_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """``last.pt`` of a run's folder, or ``previous.pt`` where the last one is damaged; None where there is neither.
+
+    Raises:
+        CheckpointError: what is there is damaged.
+    """
+    found = [path for path in (folder / f"{LAST}.pt", folder / f"{PREVIOUS}.pt") if path.exists()]
+    for path in found:
+        try:
+            return path, read_run(path)
+        except CheckpointError as error:
+            if path == found[-1]:
+                raise
+            logger.warning("%s; going on from %s", error, found[-1].name)
+    return None

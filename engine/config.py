@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -12,11 +11,10 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
+from elsa.core import ConfigError, did_you_mean
+
+from .run import Recipe
 from .schema import SCHEMA, Key, check_together
-
-
-class ConfigError(ValueError):
-    """A mistake in a configuration; the message names the key, the value and what is allowed."""
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> CfgNode:
@@ -28,33 +26,43 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> CfgNode:
     values = {name: key.default for name, key in SCHEMA.items()}
     for name, value in _read_file(Path(path)).items():
         _assign(values, name, value, origin=str(path))
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        if not equals:
-            raise ConfigError(f"--set needs KEY=VALUE, got {override!r}")
+    for name, text in split_overrides(overrides).items():
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ConfigError(f"--set {override}: {text!r} is no YAML value") from error
-        _assign(values, name.strip(), value, origin="--set")
+            raise ConfigError(f"--set {name}={text}: {text!r} is no YAML value") from error
+        _assign(values, name, value, origin="--set")
     for problem in check_together(values):
         raise ConfigError(f"{path}: {problem}")
     return _to_node(values)
 
 
+def split_overrides(overrides: Iterable[str]) -> dict[str, str]:
+    """{KEY: VALUE as text} of ``KEY=VALUE`` each; of a key given twice the last.
+
+    Raises:
+        ConfigError: no KEY=VALUE.
+    """
+    found: dict[str, str] = {}
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        name = name.strip()
+        if not equals or not name:
+            raise ConfigError(f"--set needs KEY=VALUE, got {override!r}")
+        found[name] = text
+    return found
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """``load_config`` as a recipe of classification."""
+    config = load_config(path, overrides)
+    may_change = tuple(name for name, key in SCHEMA.items() if key.may_change)
+    return Recipe(config, "config.yaml", dump(config), plain(config), may_change)
+
+
 def flatten(config: CfgNode) -> dict[str, Any]:
     """{"SECTION.KEY": value}, in the order of the table."""
     return {name: config[section][key] for name in SCHEMA for section, key in [name.split(".")]}
-
-
-def differences(old: dict[str, Any], new: CfgNode) -> list[str]:
-    """What differs between a stored flat configuration and a new one, but for keys that a resumed run may change."""
-    lines = []
-    for name, value in flatten(new).items():
-        before = old.get(name, SCHEMA[name].default)
-        if _plain(before) != _plain(value) and not SCHEMA[name].may_change:
-            lines.append(f"{name}: {_plain(before)!r} in the checkpoint, {_plain(value)!r} now")
-    return lines
 
 
 def dump(config: CfgNode, comments: bool = False) -> str:
@@ -103,12 +111,12 @@ def _read_file(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path in chain:
         raise ConfigError(f"{path}: BASE leads back to itself through {chain[-1]}")
     try:
-        with path.open() as stream:
+        with path.open(encoding="utf-8") as stream:
             content = yaml.load(stream, _UniqueKeyLoader)
     except FileNotFoundError as error:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
+        near = did_you_mean(path.name, (other.name for other in path.parent.glob("*.yaml")))
         named = f", named as BASE by {chain[-1]}" if chain else ""
-        raise ConfigError(f"config {path} does not exist{named}{_did_you_mean(near)}") from error
+        raise ConfigError(f"config {path} does not exist{named}{near}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config {path} cannot be read: {error}") from error
     except yaml.YAMLError as error:
@@ -166,8 +174,8 @@ def coerce(key: Key, value: Any) -> Any:
         return dict(value)
     value = _scalar(kind, value)
     if key.choices and value not in key.choices:
-        near = difflib.get_close_matches(str(value), map(str, key.choices), 1)
-        raise ValueError(f"must be one of {', '.join(map(str, key.choices))}, got {value!r}{_did_you_mean(near)}")
+        near = did_you_mean(value, map(str, key.choices))
+        raise ValueError(f"must be one of {', '.join(map(str, key.choices))}, got {value!r}{near}")
     if (key.low is not None and not value >= key.low) or (key.high is not None and not value <= key.high):
         raise ValueError(f"must be {key.range()}, got {value}")
     return value
@@ -208,15 +216,12 @@ def _sections() -> list[str]:
 
 def _unknown(name: str) -> str:
     if "." not in name:
-        near = difflib.get_close_matches(name, _sections(), 1) or [key for key in SCHEMA if key.endswith(f".{name}")]
-        return f"unknown section {name!r}{_did_you_mean(near)}; sections are {', '.join(_sections())}"
+        leaf = next((f"; did you mean {key}?" for key in SCHEMA if key.endswith(f".{name}")), "")
+        hint = did_you_mean(name, _sections()) or leaf
+        return f"unknown section {name!r}{hint}; sections are {', '.join(_sections())}"
     same_leaf = [key for key in SCHEMA if key.split(".")[1] == name.split(".")[1]]
-    near = same_leaf or difflib.get_close_matches(name.upper(), SCHEMA, 1, 0.5)
-    return f"unknown key {name!r}{_did_you_mean(near)}"
-
-
-def _did_you_mean(near: list[str]) -> str:
-    return f"; did you mean {near[0]}?" if near else ""
+    hint = f"; did you mean {same_leaf[0]}?" if same_leaf else did_you_mean(name.upper(), SCHEMA, 0.5)
+    return f"unknown key {name!r}{hint}"
 
 
 def _to_node(values: dict[str, Any]) -> CfgNode:

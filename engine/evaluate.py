@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .distributed import Runtime
 from .precision import Precision
-from .runtime import Runtime
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +15,19 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from .checkpoint import write_text
-from .runtime import Runtime, logger
+from elsa.core import logger, to_json, write_text
+
+from .distributed import Runtime
 
 LOG_NAME = "log.jsonl"
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run; a last line that a crash cut short is left out."""
+    """The records of a run; lines that a crash cut short are left out."""
     path, records = folder / LOG_NAME, []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with suppress(json.JSONDecodeError):
             records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
     return records
 
 
@@ -43,20 +44,32 @@ class Logbook:
     Args:
         folder: the run's folder.
         from_step: records after this step are dropped: a run that died may have logged more than it saved.
+        evaluated: the steps whose evaluations the checkpoint knows; None where it knows all up to ``from_step``.
         total_steps: of the whole run, for the ETA.
     """
 
     def __init__(
-        self, folder: Path, runtime: Runtime, total_steps: int, from_step: int = 0, tensorboard: bool = True
+        self,
+        folder: Path,
+        runtime: Runtime,
+        total_steps: int,
+        from_step: int = 0,
+        tensorboard: bool = True,
+        evaluated: Iterable[int] | None = None,
     ) -> None:
         self.runtime, self.total_steps, self.from_step = runtime, total_steps, from_step
         self.writer, self.stream, self.bar = None, None, None
         self.start = time.perf_counter()
         if not runtime.is_main:
             return
-        kept = [record for record in read_log(folder) if record["step"] <= from_step]
-        write_text(folder / LOG_NAME, "".join(json.dumps(record) + "\n" for record in kept))
-        self.stream = (folder / LOG_NAME).open("a", buffering=1)
+        known = None if evaluated is None else set(evaluated)
+        kept = [
+            record
+            for record in read_log(folder)
+            if record["step"] <= from_step and (record["kind"] != "eval" or known is None or record["step"] in known)
+        ]
+        write_text(folder / LOG_NAME, "".join(to_json(record) + "\n" for record in kept))
+        self.stream = (folder / LOG_NAME).open("a", buffering=1, encoding="utf-8")
         if tensorboard:
             self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1 if from_step else None)
 
@@ -81,7 +94,7 @@ class Logbook:
         """
         if self.stream is None:
             return
-        self.stream.write(json.dumps({"kind": kind, "step": step, **numbers}) + "\n")
+        self.stream.write(to_json({"kind": kind, "step": step, **numbers}) + "\n")
         if self.writer is not None:
             for name, value in numbers.items():
                 self.writer.add_scalar(f"{kind}/{name}", value, step)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
+from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay, param_groups_weight_decay
@@ -12,7 +12,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from yacs.config import CfgNode
 
-from .config import ConfigError
+from elsa.core import ConfigError, did_you_mean
 
 
 def build_optimizer(model: nn.Module, config: CfgNode) -> torch.optim.Optimizer:
@@ -54,12 +54,27 @@ def build_optimizer(model: nn.Module, config: CfgNode) -> torch.optim.Optimizer:
 def check_optimizer(name: str, where: str) -> None:
     """Raises ConfigError, naming ``where`` it stands, unless timm has an optimizer of that name."""
     if name not in list_optimizers():
-        near = difflib.get_close_matches(str(name), list_optimizers(), 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"{where} {name!r} is no timm optimizer{hint}")
+        raise ConfigError(f"{where} {name!r} is no timm optimizer{did_you_mean(name, list_optimizers())}")
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, config: CfgNode, steps_per_epoch: int) -> tuple[Scheduler, int]:
+class TimmSchedule:
+    """timm's schedule, which the step alone determines."""
+
+    def __init__(self, schedule: Scheduler, steps_per_epoch: int) -> None:
+        self.schedule, self.steps_per_epoch = schedule, steps_per_epoch
+
+    def set(self, step: int) -> None:
+        self.schedule.step(step // self.steps_per_epoch)
+        self.schedule.step_update(step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, config: CfgNode, steps_per_epoch: int) -> tuple[TimmSchedule, int]:
     """timm's schedule with warm-up and cool-down, and the number of epochs to run, cool-down included."""
     train = config.TRAIN
     shape = {
@@ -78,4 +93,4 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: CfgNode, steps_per_
         updates_per_epoch=steps_per_epoch,
         **shape,
     )
-    return schedule, train.EPOCHS + train.COOLDOWN_EPOCHS
+    return TimmSchedule(schedule, steps_per_epoch), train.EPOCHS + train.COOLDOWN_EPOCHS

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from yacs.config import CfgNode
 
-from .config import ConfigError
+from elsa.core import ConfigError
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,22 @@ class Precision:
 def choose_precision(config: CfgNode, device: torch.device) -> Precision:
     """AMP's keys for this device.
 
-    bfloat16 needs no loss scaling and is taken where the GPU has it; older GPUs get float16. A CPU computes in
-    float32 unless bfloat16 is asked for by name.
-
     Raises:
         ConfigError: float16 on a CPU.
     """
-    named = config.AMP.DTYPE
-    if not config.AMP.ENABLED or (device.type == "cpu" and named == "auto"):
+    if config.AMP.ENABLED and config.AMP.DTYPE == "float16" and device.type == "cpu":
+        raise ConfigError("AMP.DTYPE float16 needs a GPU; on a CPU use bfloat16 or auto")
+    return fit_precision(config.AMP.DTYPE if config.AMP.ENABLED else None, device)
+
+
+def fit_precision(named: str | None, device: torch.device) -> Precision:
+    """``named`` (None, "auto", "bfloat16", "float16") on a device.
+
+    "auto" is bfloat16, which needs no loss scaling, where the GPU has it, on older GPUs float16. A CPU computes in
+    float32 unless bfloat16 is asked for by name.
+    """
+    if named is None or (device.type == "cpu" and named != "bfloat16"):
         return Precision(device.type, None)
     if named == "auto":
         named = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    if named == "float16" and device.type == "cpu":
-        raise ConfigError("AMP.DTYPE float16 needs a GPU; on a CPU use bfloat16 or auto")
     return Precision(device.type, getattr(torch, named))

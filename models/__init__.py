@@ -1,7 +1,9 @@
 """ELSA models. Importing this package registers their names in timm."""
 
+from elsa.core import CheckpointError
+
 from .elsa import ELSA, ELSABlock
-from .pretrained import CheckpointError, LoadReport, load_pretrained, read_checkpoint
+from .pretrained import LoadReport, load_pretrained, read_checkpoint
 from .registry import VARIANTS
 from .swin import ELSASwin, ELSASwinMaps
 from .volo import ELSAVOLO, ELSAVOLOMaps

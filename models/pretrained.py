@@ -1,57 +1,26 @@
-"""Reading checkpoints without executing them, and loading weights with a report of what was used."""
+"""Loading weights with a report of what was used; see ``elsa.core.archive`` for reading files."""
 
 from __future__ import annotations
 
-import argparse
 import fnmatch
 import math
-import pickle
 import re
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from elsa.core import CheckpointError
+from elsa.core.archive import read_archive as read_checkpoint
+
 from .layers import resize_map
-
-# Harmless classes found in published files: timm 0.4 stores its argparse.Namespace, and metrics are numpy scalars,
-# which numpy 1 and numpy 2 write under different names.
-_SCALAR = np.float64(0).__reduce__()[0]
-SAFE_CLASSES = [
-    argparse.Namespace,
-    np.dtype,
-    (_SCALAR, "numpy.core.multiarray.scalar"),
-    (_SCALAR, "numpy._core.multiarray.scalar"),
-    *{type(np.dtype(kind)) for kind in np.sctypeDict.values() if np.dtype(kind).kind in "biufc"},
-]
-
-# What torch and safetensors raise for files that are damaged or something else altogether.
-UNREADABLE = (
-    RuntimeError,
-    OSError,
-    EOFError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    ImportError,
-    struct.error,
-)
-UNREADABLE += (safetensors.SafetensorError,)
 
 MODEL_ENTRIES = ("state_dict", "model")
 EMA_ENTRIES = ("state_dict_ema", "model_ema")
 WEIGHTS = ("auto", "model", "ema")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, or whose tensors do not fit the model."""
 
 
 @dataclass(frozen=True)
@@ -76,49 +45,6 @@ class LoadReport:
         kept = f"; kept as initialised: {', '.join(self.ignored)}" if self.ignored else ""
         resized = f"; resized: {', '.join(self.resized)}" if self.resized else ""
         return f"loaded {self.loaded} of {self.total} tensors{source}{kept}{resized}"
-
-
-def read_checkpoint(path: str | Path, trust: bool = False) -> dict[str, Any]:
-    """Reads a .safetensors or torch file on the CPU.
-
-    Args:
-        path: the file.
-        trust: allows pickled objects beyond tensors, plain containers and ``SAFE_CLASSES``: the file may then run
-            code. Without it such a file is refused and nothing in it is executed.
-
-    Raises:
-        CheckpointError: the file is missing, truncated, not a checkpoint, or would run code.
-    """
-    path = Path(path)
-    if not path.is_file():
-        endings = (".pt", ".pth", ".pth.tar", ".safetensors")
-        beside = sorted(p.name for p in path.parent.glob("*") if p.name.endswith(endings))
-        hint = f"; the folder has {', '.join(beside[:5])}" if beside else ""
-        raise CheckpointError(f"checkpoint {path} does not exist{hint}")
-    try:
-        if path.suffix == ".safetensors":
-            content = safetensors.torch.load_file(path)
-        elif trust:
-            content = torch.load(path, map_location="cpu", weights_only=False)
-        else:
-            with torch.serialization.safe_globals(SAFE_CLASSES):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch says "Unsupported operand" of bytes that are no pickle at all; 149 is a global in pickle protocol 4.
-        code = re.search(r"GLOBAL ([\w.]+)|Unsupported class ([\w.]+)|Unsupported operand (149)\b", str(error))
-        if code:
-            what = f" ({code[1] or code[2]})" if code[1] or code[2] else ""
-            raise CheckpointError(
-                f"checkpoint {path} holds pickled code{what}, which could run anything; it was not executed. "
-                "If you know where the file comes from, pass --trust-checkpoint"
-            ) from error
-        raise CheckpointError(f"checkpoint {path} is truncated or no checkpoint") from error
-    except UNREADABLE as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"checkpoint {path} is truncated or no checkpoint: {first}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"checkpoint {path} holds a {type(content).__name__}, not a dictionary of tensors")
-    return content
 
 
 def select_weights(content: dict[str, Any], weights: str = "auto") -> tuple[str, dict[str, Tensor]]:

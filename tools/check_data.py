@@ -6,25 +6,15 @@ Reads every file and changes none. Ends with OK (exit code 0) or with what is wr
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any
 
-from _cli import check_writable, make_folder, run
-from tqdm import tqdm
-
-from elsa.data import DataError
-from elsa.data.checks import Report, check_ade20k, check_coco, check_imagenet
-from elsa.engine import ConfigError, write_json
-
-CHECKS = {"coco": check_coco, "imagenet": check_imagenet, "ade20k": check_ade20k}
+from elsa.core import ConfigError, DataError, check_writable, make_folder, write_json
+from elsa.tools.tasks.command import run
+from elsa.tools.tasks.data_check import CHECKS, parse, show_progress, tell
 
 
 def main() -> None:
-    args = parse()
+    args = parse(__doc__)
     if args.json:
         if args.json.is_dir():
             raise ConfigError(f"--json {args.json} is a folder")
@@ -39,58 +29,6 @@ def main() -> None:
         write_json(args.json, report.as_dict())
     tell(report, args.show)
     sys.exit(0 if report.ok else 1)
-
-
-def parse() -> argparse.Namespace:
-    arguments = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    arguments.add_argument("dataset", choices=CHECKS)
-    arguments.add_argument("root", type=Path, metavar="ROOT")
-    arguments.add_argument(
-        "--classes", type=at_least(1), metavar="N", help="of a data set that is not the published one"
-    )
-    arguments.add_argument("--splits", nargs="+", choices=("train", "val"), default=["train", "val"])
-    arguments.add_argument("--fast", action="store_true", help="image sizes only, nothing is decoded")
-    arguments.add_argument(
-        "--workers", type=at_least(0), default=min(os.cpu_count() or 1, 16), metavar="N", help="processes that decode"
-    )
-    arguments.add_argument("--show", type=at_least(1), default=5, metavar="N", help="findings told of each kind")
-    arguments.add_argument("--json", type=Path, metavar="FILE", help="write all findings to this file")
-    return arguments.parse_args()
-
-
-def at_least(lowest: int) -> Any:
-    def whole_number(text: str) -> int:
-        if not text.isdecimal() or int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {lowest}")
-        return int(text)
-
-    return whole_number
-
-
-def show_progress(results: Iterable[Any], total: int, description: str) -> Iterator[Any]:
-    """A bar with rate and ETA; where no one watches, one every half minute."""
-    interval = 0.2 if sys.stderr.isatty() else 30
-    yield from tqdm(results, description, total, unit="", mininterval=interval, leave=False, delay=interval)
-
-
-def tell(report: Report, show: int) -> None:
-    print(f"{report.dataset} in {report.root}")
-    for name, count in report.counts.items():
-        print(f"  {name}: {count}")
-    for note in report.notes:
-        print(f"  {note}")
-    if report.ok:
-        print("OK")
-        return
-    print(f"NOT OK: {len(report.findings)} findings")
-    for kind, findings in report.by_kind().items():
-        print(f"{kind}: {len(findings)}")
-        for finding in findings[:show]:
-            print(f"  {finding.place}" + (f" ({finding.detail})" if finding.detail else ""))
-        if len(findings) > show:
-            print(f"  … and {len(findings) - show} more")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,9 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200), rcnn=dict(max_per_img=50)),
 )
 _scenes = dict(data_root=data_root, metainfo=digits)
-train_dataloader = dict(num_workers=0, dataset=dict(dataset=dict(pipeline=train_pipeline, **_scenes)))
+train_dataloader = dict(
+    num_workers=0, aspect_group=None, dataset=dict(dataset=dict(pipeline=train_pipeline, **_scenes))
+)
 val_dataloader = dict(num_workers=0, dataset=dict(pipeline=test_pipeline, **_scenes))
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + "annotations/instances_val2017.json")
@@ -47,4 +49,4 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type="MultiStepLR", by_epoch=True, begin=0, end=8, milestones=[7], gamma=0.2),
 ]
-custom_hooks = [dict(type="RunRecords", metric="coco/bbox_mAP", every=25, max_bad=0)]
+run = dict(log_every=25, max_bad=0)

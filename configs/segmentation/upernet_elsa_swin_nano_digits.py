@@ -64,4 +64,4 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type="PolyLR", power=1.0, eta_min=0.0, by_epoch=False, begin=1200, end=2400),
 ]
-custom_hooks = [dict(type="RunRecords", metric="single_scale/mIoU", every=25, max_bad=0)]
+run = dict(log_every=25, max_bad=0)

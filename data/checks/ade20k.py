@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..sources import check_root
+from ..images.sources import check_root
 from .report import SPLITS, Look, Progress, Report, look_at, silent, survey
 
 FOLDERS = {"train": "training", "val": "validation"}

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..sources import check_root
+from ..images.sources import check_root
 from .coco_masks import fault_of_mask
 from .coco_names import CATEGORIES
 from .report import SPLITS, Progress, Report, look_at, silent, survey

@@ -8,7 +8,9 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from ..sources import DataError, FolderImages, check_root, find_split, open_tar
+from elsa.core import DataError
+
+from ..images.sources import FolderImages, check_root, find_split, open_tar
 from .report import SPLITS, Look, Progress, Report, look_at, silent, survey
 
 WORDNET = re.compile(r"n\d{8}")

@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from ..sources import UNREADABLE, DataError
+from elsa.core import DataError
+
+from ..images.sources import UNREADABLE
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

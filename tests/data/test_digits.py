@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from elsa.data import digits as digits_module
 from elsa.data import write_digits
-from elsa.data.digits import DIGITS_COUNT
+from elsa.data.embedded import digits as digits_module
+from elsa.data.embedded.digits import DIGITS_COUNT
 
 
 def contents(folder):

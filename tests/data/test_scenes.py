@@ -12,10 +12,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from elsa.data import DIGITS_ADE_CLASSES, SCENE_CLASSES, write_digits_ade, write_digits_coco
-from elsa.data import scenes as scenes_module
-from elsa.data.digits import split_digits
-from elsa.data.scene_sets import STAMP, ade_labels, run_lengths
-from elsa.data.scenes import MIN_CONTRAST, MIN_VISIBLE, SIDES, Scenes
+from elsa.data.embedded import scenes as scenes_module
+from elsa.data.embedded.digits import split_digits
+from elsa.data.embedded.scene_sets import STAMP, ade_labels, run_lengths
+from elsa.data.embedded.scenes import MIN_CONTRAST, MIN_VISIBLE, SIDES, Scenes
 
 TRAIN, VAL = 30, 12
 

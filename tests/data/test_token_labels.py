@@ -23,7 +23,7 @@ from elsa.data import (
     train_transform,
     write_label_map,
 )
-from elsa.data.mix import draw_box
+from elsa.data.images.mix import draw_box
 
 ROWS, COLUMNS = 5, 7  # of the synthetic map, in which every cell is a class of its own
 CELLS = torch.arange(ROWS * COLUMNS).reshape(ROWS, COLUMNS)

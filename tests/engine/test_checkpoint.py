@@ -11,8 +11,8 @@ import torch
 
 from elsa.engine import sha256, write_text, write_then_rename
 from elsa.engine.checkpoint import save_checkpoint
+from elsa.engine.distributed import Runtime
 from elsa.engine.logbook import Logbook, read_log
-from elsa.engine.runtime import Runtime
 
 ALONE = Runtime(0, 1, torch.device("cpu"))
 

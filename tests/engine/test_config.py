@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from elsa.engine import ConfigError, differences, dump, flatten, load_config, plain
+from elsa.engine import ConfigError, dump, flatten, load_config, load_recipe, plain
 from elsa.engine.schema import SCHEMA
 
 
@@ -135,8 +135,8 @@ def test_what_is_dumped_reads_back_equal(write, comments):
 
 
 def test_differences_name_the_keys_and_forgive_what_may_change(write):
-    stored = plain(load_config(write("MODEL: {}\n")))
-    same = load_config(write("MODEL: {}\n"), ["DATA.WORKERS=1", "LOG.EVERY=3", "DATA.ROOT=elsewhere"])
-    assert differences(stored, same) == []
-    other = load_config(write("MODEL: {}\n"), ["TRAIN.LR=0.5"])
-    assert differences(stored, other) == ["TRAIN.LR: 0.001 in the checkpoint, 0.5 now"]
+    stored = load_recipe(write("MODEL: {}\n")).values
+    same = load_recipe(write("MODEL: {}\n"), ["DATA.WORKERS=1", "LOG.EVERY=3", "DATA.ROOT=elsewhere"])
+    assert same.differences(stored) == []
+    other = load_recipe(write("MODEL: {}\n"), ["TRAIN.LR=0.5"])
+    assert other.differences(stored) == ["TRAIN.LR: 0.001 in the checkpoint, 0.5 now"]

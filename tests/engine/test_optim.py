@@ -43,8 +43,7 @@ def test_learning_rate_of_every_published_epoch(golden, tiny, recipe):
     assert epochs == published["epochs_run"]
     rates = []
     for epoch in range(epochs):
-        schedule.step(epoch)
-        schedule.step_update(epoch * 1251)
+        schedule.set(epoch * 1251)
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx(published["lr_by_epoch"], rel=1e-12)
 
@@ -87,7 +86,7 @@ def test_schedules_end_where_they_should(tiny, recipe, shape, middle):
     assert epochs == 20
     rates = []
     for epoch in (0, 5, 15):
-        schedule.step(epoch)
+        schedule.set(epoch)
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([1.0, middle, 1.0 if shape == "constant" else 0.0], abs=1e-9)
 
@@ -98,7 +97,7 @@ def test_the_rate_can_change_every_step(tiny, recipe):
     schedule, _ = build_schedule(optimizer, config, steps_per_epoch=10)
     rates = []
     for step in range(20):
-        schedule.step_update(step)
+        schedule.set(step)
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates[:10] == sorted(rates[:10])
     assert rates[10:] == sorted(rates[10:], reverse=True)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+import emulation
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from elsa.kernels.reference import elsa_attention_reference
-
-sys.path.insert(0, str(Path(__file__).parent))
-import emulation
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 DTYPES = list(TOLERANCE)

@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 from elsa.data import write_digits_ade
-from elsa.models import mmcv_ops
+from elsa.engine import Trainer
+from elsa.models.mm import operators
 
-mmcv_ops.provide()  # before a test imports mmdet or mmseg
+operators.provide()  # before a test imports mmdet or mmseg
 
 
 @dataclass
@@ -32,7 +33,6 @@ class Outcome:
 @pytest.fixture
 def tool(root, monkeypatch):
     """``tool("train", *arguments)`` runs tools/train.py in this process: exit code and what it printed."""
-    monkeypatch.syspath_prepend(str(root / "tools"))
 
     def call(verb: str, *arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", [f"tools/{verb}.py", *map(str, arguments)])
@@ -189,7 +189,7 @@ val_evaluator = dict(ann_file=data_root + "annotations/instances_val2017.json")
 test_evaluator = val_evaluator
 global_batch = 2
 train_cfg = dict(max_epochs=2)
-custom_hooks = [dict(type="RunRecords", metric="coco/bbox_mAP", every=2, max_bad=2)]
+run = dict(log_every=2, max_bad=2)
 """
     )
     return path
@@ -216,30 +216,29 @@ val_dataloader = dict(dataset=dict(data_root=data_root))
 test_dataloader = val_dataloader
 global_batch = 2
 train_cfg = dict(max_iters=6, val_interval=4)
-custom_hooks = [dict(type="RunRecords", metric="single_scale/mIoU", every=2, max_bad=2)]
+run = dict(log_every=2, max_bad=2)
 """
     )
     return path
 
 
-@pytest.fixture(scope="session")
-def signal_at():
-    """``signal_at(iteration, number)``: a line of configuration that has this process sent a signal in an iteration."""
-    from mmengine.hooks import Hook
-    from mmengine.registry import HOOKS
+@pytest.fixture
+def signal_at(monkeypatch):
+    """``signal_at(step, number)`` has this process sent a signal in that step of a training; called again, in another;
+    without arguments, in none."""
+    count, wanted = Trainer.count, []
 
-    class SignalAt(Hook):
-        def __init__(self, iteration: int, number: int) -> None:
-            self.iteration, self.number = iteration, number
+    def count_and_send(self, record, pace):
+        count(self, record, pace)
+        if wanted and self.state.step == wanted[0]:
+            os.kill(os.getpid(), wanted[1])
 
-        def before_train_iter(self, runner, batch_idx, data_batch=None):
-            if runner.iter == self.iteration:
-                os.kill(os.getpid(), self.number)
+    monkeypatch.setattr(Trainer, "count", count_and_send)
 
-    HOOKS.register_module(name="SignalAt", module=SignalAt, force=True)
-    return lambda iteration, number: (
-        f"custom_hooks.append(dict(type='SignalAt', iteration={iteration}, number={int(number)}))\n"
-    )
+    def call(*arguments: int) -> None:
+        wanted[:] = arguments
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ def read(path):
 def test_train_evaluate_predict(tool, detector, trained, coco, tmp_path):
     """The three verbs on one run; what they leave is what they say."""
     summary, log = read(trained / "summary.json"), [json.loads(line) for line in (trained / "log.jsonl").open()]
-    assert summary["iterations"] == 8
+    assert summary["steps"] == 8
     train = [record for record in log if record["kind"] == "train"]
     assert [record["step"] for record in train] == [2, 4, 6, 8]
     assert {"loss", "loss_mask", "lr", "images_per_s", "data_wait", "memory_gb", "epoch"} <= set(train[0])
@@ -99,7 +99,7 @@ def tensors(path):
 
 def assert_same_state(one, other):
     first, second = tensors(one), tensors(other)
-    assert first["iter"] == second["iter"]
+    assert first["step"] == second["step"]
     for name, value in first["state_dict"].items():
         assert torch.equal(value, second["state_dict"][name]), name
     states = zip(first["optimizer"]["state"].values(), second["optimizer"]["state"].values(), strict=True)
@@ -111,16 +111,16 @@ def assert_same_state(one, other):
 def test_a_run_that_was_stopped_within_an_epoch_continues_bit_for_bit(
     tool, detector, trained, tmp_path, workers, signal_at
 ):
-    """SIGTERM in iteration 2 and SIGINT in iteration 5 of 8, the latter in the second epoch."""
-    stopped, text = tmp_path / "stopped", detector.read_text()
-    for iteration, number in ((2, signal.SIGTERM), (5, signal.SIGINT)):
-        detector.write_text(text + signal_at(iteration, number))
+    """SIGTERM in step 3 and SIGINT in step 6 of 8, the latter in the second epoch."""
+    stopped = tmp_path / "stopped"
+    for step, number in ((3, signal.SIGTERM), (6, signal.SIGINT)):
+        signal_at(step - 1, number)
         options = ["--resume", "auto", "--set", f"train_dataloader.num_workers={workers}"]
         outcome = tool("train", detector, "--output", stopped, *options)
         assert outcome.code == 0, outcome.err
-        assert "stopped after iteration" in outcome.err
-        assert tensors(stopped / "last.pt")["iter"] == iteration + 1
-    detector.write_text(text)
+        assert f"stopped after step {step}" in outcome.err
+        assert tensors(stopped / "last.pt")["step"] == step
+    signal_at()
     assert tool("train", detector, "--output", stopped, "--resume", "auto").code == 0
     assert_same_state(trained / "last.pt", stopped / "last.pt")
     steps = [json.loads(line)["step"] for line in (stopped / "log.jsonl").open() if '"train"' in line]
@@ -135,7 +135,7 @@ def test_two_processes_train_and_evaluate_as_one(start, tool, detector, trained,
     assert process.returncode == 0, out
     assert "global batch 2 = 2 processes × 1 accumulated × 1 images" in out
     one, two = tensors(trained / "last.pt"), tensors(tmp_path / "two" / "last.pt")
-    assert two["iter"] == 8
+    assert two["step"] == 8
     process = start(launch, "evaluate", detector, trained / "last.pt", "--output", tmp_path / "eval2")
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out

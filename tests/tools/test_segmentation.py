@@ -51,7 +51,7 @@ def test_train_evaluate_predict(tool, segmentor, trained, ade, tmp_path):
     log = [json.loads(line) for line in (trained / "log.jsonl").open()]
     evaluated = [record for record in log if record["kind"] == "eval"]
     assert [record["step"] for record in evaluated] == [4, 6]
-    assert read(trained / "summary.json")["iterations"] == 6
+    assert read(trained / "summary.json")["steps"] == 6
 
     options = ["--pictures", "2", "--per-class", "--output", tmp_path / "eval"]
     outcome = tool("evaluate", segmentor, trained / "last.pt", *options)
@@ -110,14 +110,13 @@ def test_miou_is_the_definition(tool, segmentor, trained, ade, tmp_path):
 
 
 def test_a_run_that_was_stopped_continues_bit_for_bit(tool, segmentor, trained, tmp_path, signal_at):
-    """SIGTERM in iteration 1, and in 4, after the first evaluation and within the second epoch."""
-    text = segmentor.read_text()
-    for iteration in (1, 4):
-        segmentor.write_text(text + signal_at(iteration, signal.SIGTERM))
+    """SIGTERM in step 2, and in 5, after the first evaluation and within the second epoch."""
+    for step in (2, 5):
+        signal_at(step - 1, signal.SIGTERM)
         outcome = tool("train", segmentor, "--output", tmp_path / "run", "--resume", "auto")
         assert outcome.code == 0, outcome.err
-        assert tensors(tmp_path / "run" / "last.pt")["iter"] == iteration + 1
-    segmentor.write_text(text)
+        assert tensors(tmp_path / "run" / "last.pt")["step"] == step
+    signal_at()
     assert tool("train", segmentor, "--output", tmp_path / "run", "--resume", "auto").code == 0
     one, two = tensors(trained / "last.pt"), tensors(tmp_path / "run" / "last.pt")
     assert all(torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items())

@@ -124,8 +124,7 @@ def test_an_unreadable_image_does_not_keep_training_from_its_labels(tool, classi
     ],
 )
 def test_any_classifier_scores_every_position(root, monkeypatch, name):
-    monkeypatch.syspath_prepend(str(root / "tools"))
-    from _token_labels import position_logits
+    from elsa.tools.tasks.position_logits import position_logits
 
     sized = {} if name in ("resnet18", "convnext_atto") else dict(img_size=224)
     model = timm.create_model(name, num_classes=7, **sized).eval()
@@ -146,8 +145,7 @@ def test_any_classifier_scores_every_position(root, monkeypatch, name):
 
 def test_named_scores_are_the_classifier_s_probabilities(root, monkeypatch):
     """After a softmax in which unnamed classes count as 0."""
-    monkeypatch.syspath_prepend(str(root / "tools"))
-    from _token_labels import best_classes
+    from elsa.tools.tasks.position_logits import best_classes
 
     logits = 3 * torch.randn(2, 9, 4, 5)
     scores, classes = best_classes(logits, 5)
@@ -179,7 +177,7 @@ def test_label_maps_that_cannot_be_made(tool, refused, labels, classifier, optio
 def test_label_maps_need_a_classifier_a_folder_and_a_checkpoint(tool, refused, classifier, tmp_path, root):
     refused(tool("make_token_labels", *classifier), "--output DIR is needed")
     detector = root / "configs/detection/mask_rcnn_elsa_swin_nano_digits.py"
-    refused(tool("make_token_labels", detector, classifier[1], "--output", tmp_path / "x"), "is no classifier")
+    refused(tool("make_token_labels", detector, classifier[1], "--output", tmp_path / "x"), "is a recipe of detection")
     refused(
         tool("make_token_labels", classifier[0], tmp_path / "no.pt", "--output", tmp_path / "x"), "no.pt does not exist"
     )

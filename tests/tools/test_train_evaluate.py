@@ -101,7 +101,7 @@ def test_a_run_interrupted_within_an_epoch_goes_on_bit_for_bit(trained, config, 
     assert resumed.code == 0, resumed.err
     assert "resumed" in resumed.err
     whole, pieces = torch.load(trained / "last.pt"), torch.load(tmp_path / "cut/last.pt")
-    for name in ("state_dict", "state_dict_ema", "optimizer", "history", "best", "best_epoch", "step"):
+    for name in ("state_dict", "state_dict_ema", "optimizer", "history", "best", "best_step", "step"):
         assert equal_states(whole[name], pieces[name]), name
 
 

@@ -27,11 +27,9 @@ test_pipeline = [
     dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
 ]
 train_dataloader = dict(
-    batch_size=None,  # global_batch, divided among the processes
     num_workers=4,
     persistent_workers=True,
-    sampler=dict(type="EpochSampler"),
-    batch_sampler=dict(type="ResumableBatches", batches=dict(type="AspectRatioBatchSampler")),
+    aspect_group=2,  # images of like orientation that go together; published: 2 on each of 8 GPUs
     dataset=dict(
         type="SeededDataset",
         dataset=dict(
@@ -49,8 +47,6 @@ val_dataloader = dict(
     batch_size=1,
     num_workers=4,
     persistent_workers=True,
-    drop_last=False,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="CheckedCocoDataset",
         data_root=data_root,
@@ -69,5 +65,3 @@ val_evaluator = dict(
     classwise=False,
 )
 test_evaluator = val_evaluator
-val_cfg = dict(type="ValLoop")
-test_cfg = dict(type="TestLoop")

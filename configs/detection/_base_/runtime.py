@@ -1,12 +1,11 @@
-# Our backbones, data sets, loop and records in mmengine's registries, for mmdet.
+# Our backbones, data sets and optimizers in mmengine's registries, for mmdet.
 _base_ = "../../_base_/dense_runtime.py"
 custom_imports = dict(
     imports=[
-        *("elsa.models.dense", "elsa.models.dense_roi", "elsa.data.dense_coco"),
-        *("elsa.engine.dense", "elsa.engine.dense_optim"),
+        *("elsa.models.mm", "elsa.models.mm.roi", "elsa.data.mm.loaders", "elsa.data.mm.coco"),
+        "elsa.tools.tasks.mm.optim",
     ],
     allow_failed_imports=False,
 )
 default_scope = "mmdet"
-custom_hooks = [dict(type="RunRecords", metric="coco/bbox_mAP", every=50, max_bad=100)]
-visualizer = dict(type="DetLocalVisualizer", vis_backends=[])
+run = dict(metric="coco/bbox_mAP")

@@ -28,11 +28,8 @@ tta_pipeline = [
 ]
 tta_model = dict(type="SegTTAModel")
 train_dataloader = dict(
-    batch_size=None,  # global_batch, divided among the processes
     num_workers=4,
     persistent_workers=True,
-    sampler=dict(type="EpochSampler"),
-    batch_sampler=dict(type="ResumableBatches"),
     dataset=dict(
         type="SeededDataset",
         dataset=dict(
@@ -48,7 +45,6 @@ val_dataloader = dict(
     batch_size=1,
     num_workers=4,
     persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="CheckedADE20KDataset",
         data_root=data_root,
@@ -60,5 +56,3 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 val_evaluator = dict(type="ClasswiseIoUMetric", iou_metrics=["mIoU"], prefix="single_scale")
 test_evaluator = val_evaluator
-val_cfg = dict(type="ValLoop")
-test_cfg = dict(type="TestLoop")

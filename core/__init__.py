@@ -1,0 +1,44 @@
+"""What every package needs: errors, seeds, files that are whole or not there, logging. Imports nothing of ours."""
+
+from .errors import CheckpointError, ConfigError, DataError, TrainingError, UnreadableData, UserError, did_you_mean
+from .files import (
+    check_writable,
+    make_folder,
+    sha256,
+    sweep,
+    to_json,
+    write_folder,
+    write_json,
+    write_text,
+    write_then_rename,
+)
+from .log import logger, setup_logging
+from .progress import Progress
+from .seeds import mix_seed, seed_everything
+
+__version__ = "0.2.0"
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "Progress",
+    "TrainingError",
+    "UnreadableData",
+    "UserError",
+    "__version__",
+    "check_writable",
+    "did_you_mean",
+    "logger",
+    "make_folder",
+    "mix_seed",
+    "seed_everything",
+    "setup_logging",
+    "sha256",
+    "sweep",
+    "to_json",
+    "write_folder",
+    "write_json",
+    "write_text",
+    "write_then_rename",
+]

@@ -1,0 +1,36 @@
+"""The errors that are told in one line, and the hint at the name that was meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A user's mistake: the message names the value, what is allowed, and the near miss. Tools exit with code 2."""
+
+
+class ConfigError(UserError):
+    """A mistake in a configuration or on the command line."""
+
+
+class DataError(UserError):
+    """The data is not what the configuration says; the message names the place."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be read, or whose tensors do not fit the model."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says where it stood and what can be used. Tools exit with code 1."""
+
+
+class UnreadableData(DataError):
+    """More images that cannot be read than are allowed."""
+
+
+def did_you_mean(name: object, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """ "; did you mean NEAREST?", or nothing where no known name is near."""
+    near = difflib.get_close_matches(str(name), list(known), 1, cutoff)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,152 @@
+"""Files and folders that are either whole or not there, whenever a process dies."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError
+
+
+def write_then_rename(path: Path, write: Callable[[Path], None]) -> None:
+    """Calls ``write`` on a name beside ``path``, flushes it to the disk, then renames it over ``path``.
+
+    What a killed process leaves behind, ``sweep`` removes.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(beside)
+        with beside.open("rb") as stream:
+            os.fsync(stream.fileno())
+        beside.chmod(0o666 & ~_umask())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_then_rename(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, to_json(content, indent=2) + "\n")
+
+
+def to_json(content: Any, **options: Any) -> str:
+    """Strict JSON, which every reader takes: a number that is not finite becomes null."""
+
+    def strict(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: strict(item) for name, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [strict(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(strict(content), allow_nan=False, **options)
+
+
+def check_writable(folder: Path, option: str = "--output") -> None:
+    """Refuses an output folder that could not be written, before any work."""
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise ConfigError(f"{option} {folder}: {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"{option} {folder}: {existing} is not writable")
+
+
+def make_folder(folder: Path, option: str = "--output") -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{option} {folder} cannot be made: {error.strerror}") from error
+
+
+def sweep(folder: Path) -> list[str]:
+    """Removes what killed processes left of files that ``write_then_rename`` was writing in ``folder``; their names."""
+    left = sorted(folder.glob(".*.tmp"))
+    for path in left:
+        path.unlink(missing_ok=True)
+    return [path.name for path in left]
+
+
+def sha256(path: str | Path) -> str:
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_folder(
+    root: str | Path,
+    is_complete: Callable[[Path], bool],
+    fill: Callable[[Path], None],
+    may_replace: Callable[[Path], bool] = lambda root: False,
+) -> Path:
+    """The folder ``root``, filled by ``fill`` unless ``is_complete`` says that there is nothing to do.
+
+    ``fill`` writes into a new folder beside it, which is renamed at the end. Several processes may call this at once:
+    one writes, the others wait for it.
+
+    Args:
+        may_replace: whether what lies at ``root``, not complete, was written by this code and may go.
+
+    Raises:
+        FileExistsError: something else lies at ``root``; it is left alone.
+    """
+    root = Path(root)
+    if is_complete(root):
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with _alone_in(root.parent):
+        if is_complete(root):
+            return root
+        occupied = root.exists() and not (root.is_dir() and not any(root.iterdir()))
+        if occupied and not may_replace(root):
+            raise FileExistsError(f"{root} exists and does not hold this data; remove it or choose another DATA.ROOT")
+        beside = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
+        former = beside.with_name(f"{beside.name}.former")
+        try:
+            fill(beside)
+            beside.chmod(0o777 & ~_umask())
+            if occupied:
+                root.replace(former)
+            try:
+                beside.replace(root)
+            except OSError:
+                if not is_complete(root):  # else another process was faster
+                    raise
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(former, ignore_errors=True)
+    return root
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """One process at a time; where the file system has no locks, several may write, and the rename decides."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    """The process's file mode mask: it can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,1 @@
+"""Images for classification: sources, transforms, loaders, mixing, token labels."""

@@ -1,0 +1,215 @@
+"""Loaders of classification: augmentation is a function of the seed, the epoch and the image (for the order see
+``data/order.py``), evaluation counts every image once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+from elsa.core import DataError, mix_seed, seed_everything
+
+from ..order import MAX_REPLACEMENTS, BadImages, TrainLoader, TrainSampler, divide_batch, leave_process_group
+from .sources import UNREADABLE, Source
+from .token_labels import LabelMaps, TokenLabels
+from .transforms import eval_transform, train_transform
+
+
+@dataclass
+class Batch:
+    """Images (B, C, H, W), class indices (B,), positions in the data set (B,), names of unreadable images met, and
+    token labels where there are label maps."""
+
+    images: Tensor
+    targets: Tensor
+    indices: Tensor
+    bad: tuple[str, ...] = ()
+    tokens: TokenLabels | None = None
+
+    def pin_memory(self) -> Batch:
+        tokens = None if self.tokens is None else self.tokens.pin_memory()
+        return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.indices, self.bad, tokens)
+
+
+class TrainImages(Dataset):
+    """Augmented images by (epoch, index), with what ``labels`` says of the part shown; an unreadable image is replaced
+    by its successor.
+
+    Args:
+        transform: PIL image → tensor, or with ``labels`` tensor and View.
+    """
+
+    def __init__(self, source: Source, transform: Callable, seed: int, labels: LabelMaps | None = None) -> None:
+        self.source, self.transform, self.seed, self.labels = source, transform, seed, labels
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple:
+        epoch, index = key
+        seed_everything(self.seed, epoch, index)
+        bad = []
+        for attempt in range(MAX_REPLACEMENTS):
+            position = (index + attempt) % len(self.source)
+            try:
+                image, target = self.source.load(position)
+            except UNREADABLE:
+                bad.append(self.source.name(position))
+            else:
+                if self.labels is None:
+                    return self.transform(image), target, position, tuple(bad)
+                pixels, view = self.transform(image)
+                return pixels, target, position, tuple(bad), (self.labels.load(position), view)
+        raise DataError(f"{MAX_REPLACEMENTS} images in a row cannot be read: {', '.join(bad[:5])} …")
+
+
+class EvalImages(Dataset):
+    """Images by index; an unreadable one gives its name instead."""
+
+    def __init__(self, source: Source, transform: Callable) -> None:
+        self.source, self.transform = source, transform
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Tensor | None, int, int, tuple[str, ...]]:
+        try:
+            image, target = self.source.load(index)
+        except UNREADABLE:
+            return None, -1, index, (self.source.name(index),)
+        return self.transform(image), target, index, ()
+
+
+class Streamed(IterableDataset):
+    """One of timm's streaming readers, in the form of the data sets above.
+
+    Its order comes from the seed of the loader process, hence from the loader's generator. timm's readers leave out
+    unreadable images themselves.
+    """
+
+    def __init__(self, stream: IterableDataset, transform: Callable, seed: int, alone: bool = False) -> None:
+        self.stream, self.seed = stream, seed
+        stream.transform = transform
+        if alone:  # this process reads the whole split, instead of a share that may miss or repeat images
+            stream.reader.dist_rank, stream.reader.dist_num_replicas = 0, 1
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int, int, tuple[str, ...]]]:
+        for image, target in self.stream:
+            yield image, int(target), -1, ()
+
+
+def count_images(source: Source | IterableDataset) -> int:
+    """Images of the whole split; a stream's own length is rounded and counts one process's share."""
+    return int(source.reader.num_samples) if isinstance(source, IterableDataset) else len(source)
+
+
+def collate(samples: list[tuple]) -> Batch:
+    """(image or None, class, position, bad names) each, and token labels where there are label maps."""
+    readable = [row for row in samples if row[0] is not None]
+    images = torch.stack([row[0] for row in readable]) if readable else torch.empty(0)
+    targets, indices = (torch.tensor([row[column] for row in readable], dtype=torch.long) for column in (1, 2))
+    tokens = TokenLabels.stack([row[4] for row in readable]) if readable and len(readable[0]) > 4 else None
+    return Batch(images, targets, indices, tuple(name for row in samples for name in row[3]), tokens)
+
+
+class EvalLoader:
+    """Batches of this process's share of a split; the shares of all processes make up the split exactly once.
+
+    Of a stream the main process reads all; what its reader left out comes last, as unreadable.
+
+    Attributes:
+        total: images of the whole split.
+    """
+
+    def __init__(self, loader: DataLoader | tuple[()], total: int, bad: BadImages) -> None:
+        self.loader, self.total, self.bad = loader, total, bad
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        seen = 0
+        for batch in self.loader:
+            self.bad.add(batch.bad)
+            seen += len(batch.targets)
+            yield batch
+        if isinstance(getattr(self.loader, "dataset", None), Streamed) and seen < self.total:
+            left_out = tuple(
+                f"image {number} of those the stream left out" for number in range(1, self.total - seen + 1)
+            )
+            self.bad.add(left_out)
+            yield collate([(None, -1, -1, left_out)])
+
+    def with_progress(self) -> Iterator[Batch]:
+        """The same with a bar and an ETA on a terminal."""
+        return iter(tqdm(self, desc="evaluating", unit="batch", disable=None, leave=False))
+
+
+def train_loader(config: CfgNode, source: Source | IterableDataset, rank: int, world_size: int) -> TrainLoader:
+    """The training loader as DATA and AUG say.
+
+    Raises:
+        DataError: fewer images than one global batch, a batch that cannot be divided among the processes, or label
+            maps (TOKENS.LABELS) that do not belong to the images.
+    """
+    data, accum = config.DATA, config.TRAIN.ACCUM
+    micro = divide_batch(data.BATCH, world_size, accum, "DATA.BATCH", "TRAIN.ACCUM")
+    images = count_images(source)
+    if images < data.BATCH:
+        raise DataError(f"the training split has {images} images, fewer than one batch: DATA.BATCH is {data.BATCH}")
+    labels = open_label_maps(config, source)
+    transform = train_transform(config, tracked=labels is not None)
+    bad = BadImages(data.MAX_BAD, "DATA.MAX_BAD")
+    common = _worker_options(config)
+    if isinstance(source, IterableDataset):
+        # Fresh loader processes each epoch, at least one, so that the order depends on seed and epoch alone.
+        common |= dict(num_workers=max(1, data.WORKERS), persistent_workers=False, generator=torch.Generator())
+        source.set_loader_cfg(num_workers=common["num_workers"])
+        streamed = Streamed(source, transform, config.TRAIN.SEED)
+        loader = DataLoader(streamed, batch_size=micro, drop_last=True, **common)
+        return TrainLoader(loader, None, images, data.BATCH, accum, bad)
+
+    def order(epoch: int) -> Tensor:
+        return torch.randperm(len(source), generator=torch.Generator().manual_seed(mix_seed(config.TRAIN.SEED, epoch)))
+
+    sampler = TrainSampler(order, len(source), data.BATCH, accum, rank, world_size)
+    loader = DataLoader(TrainImages(source, transform, config.TRAIN.SEED, labels), batch_sampler=sampler, **common)
+    return TrainLoader(loader, sampler, images, data.BATCH, accum, bad)
+
+
+def open_label_maps(config: CfgNode, source: Source | IterableDataset) -> LabelMaps | None:
+    """The label maps of the training images where TOKENS.LABELS names a folder."""
+    if not config.TOKENS.LABELS:
+        return None
+    if isinstance(source, IterableDataset):
+        raise DataError(f"TOKENS.LABELS needs random access, which DATA.DATASET {config.DATA.DATASET} has not")
+    return LabelMaps(config.TOKENS.LABELS, source, config.MODEL.NUM_CLASSES)
+
+
+def eval_loader(config: CfgNode, source: Source | IterableDataset, rank: int, world_size: int) -> EvalLoader:
+    """The evaluation loader as DATA and EVAL say: no padding, each image once."""
+    transform = eval_transform(config)
+    bad = BadImages(config.DATA.MAX_BAD, "DATA.MAX_BAD")
+    common = dict(batch_size=config.DATA.EVAL_BATCH, **_worker_options(config))
+    if isinstance(source, IterableDataset):
+        streamed = Streamed(source, transform, config.TRAIN.SEED, alone=True)
+        source.set_loader_cfg(num_workers=config.DATA.WORKERS)
+        return EvalLoader(DataLoader(streamed, **common) if rank == 0 else (), count_images(source), bad)
+    share = range(rank, len(source), world_size)
+    return EvalLoader(DataLoader(EvalImages(source, transform), sampler=share, **common), len(source), bad)
+
+
+def _worker_options(config: CfgNode) -> dict:
+    workers = config.DATA.WORKERS
+    return dict(
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=leave_process_group,
+        persistent_workers=workers > 0,
+    )

@@ -1,0 +1,1 @@
+"""Data sets of detection and segmentation in mmengine's registries, and their loaders."""

@@ -1,0 +1,182 @@
+"""Data of detection and segmentation whose order and augmentation depend on the seed, the epoch and the image alone.
+
+Registered with mmengine; any map-style mmdet or mmseg dataset can be wrapped. A resumed run sees what an uninterrupted
+one would have seen, for any number of loader processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from elsa.core import DataError, seed_everything
+
+from ..images.sources import UNREADABLE
+from ..order import MAX_REPLACEMENTS, BadImages, TrainLoader, TrainSampler, leave_process_group
+
+
+@DATASETS.register_module()
+class SeededDataset(Dataset):
+    """A training data set with keys (epoch, index): item and augmentation are a function of key and seed.
+
+    An image that cannot be decoded is replaced by the next one and named in ``data_samples.replaced`` of the item, so
+    that the training process counts it whichever loader process met it.
+
+    Args:
+        dataset: configuration of the data set to wrap.
+        seed: of the augmentation.
+    """
+
+    def __init__(self, dataset: Mapping[str, Any], seed: int = 0) -> None:
+        self.dataset, self.seed = DATASETS.build(dataset), seed
+        self.full_init()
+
+    def full_init(self) -> None:
+        self.dataset.full_init()
+
+    @property
+    def metainfo(self) -> dict[str, Any]:
+        return self.dataset.metainfo
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def get_data_info(self, index: int) -> dict[str, Any]:
+        return self.dataset.get_data_info(index)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, first = key
+        replaced = []
+        for attempt in range(MAX_REPLACEMENTS):
+            index = (first + attempt) % len(self)
+            seed_everything(self.seed, epoch * len(self) + first, attempt)
+            try:
+                item = self.dataset.prepare_data(index)
+            except (*UNREADABLE, AssertionError, AttributeError) as error:
+                path = self.get_data_info(index)["img_path"]
+                if _is_readable(path):
+                    raise
+                replaced.append(f"{path} ({error})")
+                continue
+            if item is not None:  # None: the crop left no object
+                item["data_samples"].set_metainfo({"replaced": tuple(replaced)})
+                return item
+        listed = f": {', '.join(replaced[:3])}" if replaced else ""
+        raise DataError(f"{MAX_REPLACEMENTS} images in a row cannot be used{listed}")
+
+
+def _is_readable(path: str) -> bool:
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except UNREADABLE:
+        return False
+    return True
+
+
+class Orders:
+    """Random orders of a SeededDataset, one an epoch, for TrainSampler.
+
+    Args:
+        group: images that go together where they are of like orientation, wide or tall, so that a batch needs little
+            padding; 1 groups nothing. A group is filled in random order; what remains in the end makes mixed groups.
+    """
+
+    def __init__(self, dataset: SeededDataset, seed: int, group: int) -> None:
+        self.dataset, self.seed, self.group = dataset, seed, group
+        self._tall: list[bool] | None = None
+
+    def __call__(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.dataset), generator=generator).tolist()
+        if self.group == 1:
+            return order
+        if self._tall is None:
+            infos = map(self.dataset.get_data_info, range(len(self.dataset)))
+            self._tall = [info["width"] < info["height"] for info in infos]
+        groups: list[int] = []
+        waiting: tuple[list[int], list[int]] = ([], [])  # wide, tall
+        for index in order:
+            members = waiting[self._tall[index]]
+            members.append(index)
+            if len(members) == self.group:
+                groups += members
+                members.clear()
+        return [*groups, *waiting[True], *waiting[False]]
+
+
+def train_loader(
+    settings: Mapping[str, Any], plan_batch: tuple[int, int], seed: int, rank: int, world_size: int, max_bad: int
+) -> TrainLoader:
+    """The training loader of ``train_dataloader``.
+
+    Args:
+        settings: ``dataset`` (a SeededDataset's configuration), ``num_workers``, ``persistent_workers`` and
+            ``aspect_group``: images of like orientation that go together; None: as many as a global batch.
+        plan_batch: the global batch and the micro-batches that each process accumulates.
+        max_bad: images that cannot be read after which the run ends.
+
+    Raises:
+        DataError: fewer images than a global batch, or one that is no multiple of the groups.
+    """
+    batch, accum = plan_batch
+    dataset = DATASETS.build({**settings["dataset"], "seed": seed})
+    if len(dataset) < batch:
+        raise DataError(f"{len(dataset)} training images are fewer than a batch of {batch} (global_batch)")
+    grouped = "aspect_group" in settings
+    group = (settings.get("aspect_group") or batch) if grouped else 1
+    if batch % group:
+        raise DataError(f"global_batch {batch} is no multiple of train_dataloader.aspect_group {group}")
+    sampler = TrainSampler(Orders(dataset, seed, group), len(dataset), batch, accum, rank, world_size)
+    loader = DataLoader(dataset, batch_sampler=sampler, **_worker_options(settings))
+    return TrainLoader(loader, sampler, len(dataset), batch, accum, BadImages(max_bad, "max_bad"), replaced)
+
+
+def eval_loader(settings: Mapping[str, Any], rank: int, world_size: int) -> DataLoader:
+    """Batches of this process's share of a split, in the order that mmengine's evaluators put the shares together;
+    the last shares are filled up with the first images, which the evaluators leave out again."""
+    dataset = DATASETS.build(settings["dataset"])
+    if not len(dataset):
+        raise DataError("the validation split has no images")
+    rounds = -(-len(dataset) // world_size)
+    share = [number % len(dataset) for number in range(rank, rounds * world_size, world_size)]
+    return DataLoader(dataset, settings.get("batch_size", 1), sampler=share, **_worker_options(settings))
+
+
+def _worker_options(settings: Mapping[str, Any]) -> dict[str, Any]:
+    workers = settings.get("num_workers", 0)
+    return dict(
+        num_workers=workers,
+        collate_fn=pseudo_collate,
+        worker_init_fn=_start_worker,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=bool(workers and settings.get("persistent_workers")),
+    )
+
+
+def _start_worker(worker: int) -> None:
+    cv2.setNumThreads(0)  # each worker has a core, not all of them
+    leave_process_group(worker)
+
+
+def replaced(batch: Mapping[str, Any]) -> list[str]:
+    """The images that a micro-batch could not have."""
+    return [name for sample in batch["data_samples"] for name in sample.get("replaced", ())]
+
+
+def check_images_exist(dataset: Any, most: int = 1000) -> None:
+    """Raises DataError where images that the annotations list are absent; looks at ``most`` spread over the set."""
+    infos = [dataset.get_data_info(index) for index in range(0, len(dataset), max(1, len(dataset) // most))]
+    absent = [info["img_path"] for info in infos if not Path(info["img_path"]).is_file()]
+    if absent:
+        raise DataError(
+            f"{len(absent)} of {len(infos)} images looked at are listed but absent: {', '.join(absent[:3])}"
+        )

@@ -1,0 +1,244 @@
+"""The training loop, the same for all tasks: steps, evaluation, checkpoints, and a clean end whatever happens."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from elsa.core import TrainingError, UnreadableData, logger, seed_everything
+
+from .checkpoint import LAST, save_checkpoint
+from .distributed import Runtime, StopRequest
+from .logbook import Logbook, peak_memory_gb
+from .plan import Plan
+from .step import Schedule, Step, StepRecord, TrainState
+
+
+class TrainBatches(Protocol):
+    """What the trainer needs of the training data."""
+
+    def epoch(self, epoch: int, first_step: int) -> Iterator[Sequence[Any]]:
+        """The micro-batches of each step of an epoch, from ``first_step`` on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation gives: numbers by name, the images counted, and a text for people."""
+
+    numbers: dict[str, float]
+    count: int
+    text: str
+
+
+@dataclass
+class Pace:
+    """Time since the last log line, and how much of it was spent waiting for data."""
+
+    images: int = 0
+    waited: float = 0.0
+    losses: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    since: float = field(default_factory=time.perf_counter)
+
+    def report(self, world_size: int) -> dict[str, float]:
+        elapsed = time.perf_counter() - self.since
+        return {"images_per_s": self.images * world_size / elapsed, "data_wait": self.waited / elapsed}
+
+
+class Trainer:
+    """Runs a TrainState to the end of its plan.
+
+    Args:
+        folder: where checkpoints go.
+        schedule: learning rates of each step.
+        evaluate: evaluates ``evaluated``, the weights that count (the EMA where there is one).
+        metric: the number of an evaluation that the best checkpoint has most of.
+        about: the entries of a checkpoint that do not change: see ``checkpoint``.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        runtime: Runtime,
+        state: TrainState,
+        step: Step,
+        schedule: Schedule,
+        batches: TrainBatches,
+        evaluate: Callable[[], Evaluation],
+        evaluated: torch.nn.Module,
+        metric: str,
+        logbook: Logbook,
+        about: Mapping[str, Any],
+    ) -> None:
+        self.plan, self.folder, self.runtime, self.state, self.step = plan, folder, runtime, state, step
+        self.schedule, self.batches, self.logbook, self.about = schedule, batches, logbook, about
+        self.evaluate, self.evaluated, self.metric = evaluate, evaluated, metric
+
+    def fit(self, stop: StopRequest) -> bool:
+        """Trains to the end, or to the step after ``stop`` was raised; returns whether the end was reached.
+
+        Raises:
+            TrainingError: a loss, a gradient, the weights or the metric are not finite, or too many images unreadable.
+        """
+        try:
+            return self.run(stop)
+        except UnreadableData as error:
+            raise TrainingError(f"{error}; {self.last_good()}") from error
+
+    def run(self, stop: StopRequest) -> bool:
+        if self.evaluation_is_due():  # where a process died while it evaluated
+            self.evaluate_and_save()
+        while self.state.step < self.plan.total_steps:
+            if not self.run_epoch(stop):
+                return self.state.step == self.plan.total_steps and not self.evaluation_is_due()
+        return True
+
+    def run_epoch(self, stop: StopRequest) -> bool:
+        """The steps that remain of the epoch under way; False where it was interrupted."""
+        state, plan = self.state, self.plan
+        epoch, first = divmod(state.step, plan.steps_per_epoch)
+        end = min(plan.steps_per_epoch, plan.total_steps - epoch * plan.steps_per_epoch)
+        if not first:
+            state.loss_sum, state.loss_steps = 0.0, 0
+        self.logbook.start_epoch(epoch, plan.epochs, plan.steps_per_epoch, first)
+        batches = self.batches.epoch(epoch, first)
+        pace, record = Pace(), None
+        for index in range(first, end):
+            asked = time.perf_counter()
+            micro_batches = next(batches)
+            pace.waited += time.perf_counter() - asked
+
+            self.schedule.set(state.step)
+            seed_everything(plan.seed, self.runtime.rank, state.step)
+            previous, record = record, self.step(micro_batches)
+            # The step before is checked only now, so that a GPU never waits for it.
+            interrupted = self.agree(stop, previous)
+            state.step += 1
+            state.epoch = state.step // plan.steps_per_epoch
+            self.count(record, pace)
+            due = self.evaluation_is_due()
+            save = interrupted or due or index == end - 1 or (plan.save_every and state.step % plan.save_every == 0)
+            if save or state.step % plan.log_every == 0:
+                pace = self.log(record, pace, index + 1)
+            if save:
+                self.check(record)
+                self.save(is_best=False)
+            if interrupted:
+                return False
+            if due:
+                self.evaluate_and_save()
+                pace = Pace()
+        self.logbook.end_epoch()
+        return True
+
+    def count(self, record: StepRecord, pace: Pace) -> None:
+        pace.images += record.images
+        pace.losses.append({"loss": record.loss, **record.terms})
+        self.logbook.advance()
+
+    def agree(self, stop: StopRequest, record: StepRecord | None) -> bool:
+        """Whether any process was asked to stop; every process raises if a step of one was not sound."""
+        broken = record is not None and not self.is_sound(record)
+        stops, bad = self.runtime.sum([float(bool(stop.name)), float(broken)])
+        if bad and record is not None:
+            self.fail(record, self.state.step)
+        return stops > 0
+
+    def is_sound(self, record: StepRecord) -> bool:
+        """Whether loss and gradient are finite. Loss scaling leaves out a step whose gradient is not, and goes on."""
+        gradient = self.step.scaler.is_enabled() or torch.isfinite(record.grad_norm).item()
+        return bool(torch.isfinite(record.loss).item() and gradient)
+
+    def check(self, record: StepRecord) -> None:
+        """Raises, in every process, unless the step was sound and its weights can be kept."""
+        broken = not self.is_sound(record)
+        norms = torch._foreach_norm([parameter.detach() for parameter in self.state.model.parameters()])
+        if self.runtime.any(broken or not torch.isfinite(torch.stack(norms)).all().item()):
+            self.fail(record, self.state.step)
+
+    def fail(self, record: StepRecord, step: int) -> None:
+        loss, norm = record.loss.item(), record.grad_norm.item()
+        what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
+        if math.isfinite(loss) and math.isfinite(norm):
+            what = "the weights are not finite"
+        raise TrainingError(
+            f"{what} at step {step} (epoch {(step - 1) // self.plan.steps_per_epoch + 1}), "
+            f"loss {loss:.4g}, learning rate {record.lr:.3g}, gradient norm {norm:.3g}; {self.last_good()}"
+        )
+
+    def last_good(self) -> str:
+        saved = self.folder / f"{LAST}.pt"
+        return f"the last good checkpoint is {saved}" if saved.exists() else "no checkpoint was written yet"
+
+    def log(self, record: StepRecord, pace: Pace, step_in_epoch: int) -> Pace:
+        """Writes the mean over the steps since the last line; returns a fresh count."""
+        state, plan = self.state, self.plan
+        names = [name for name in pace.losses[0] if all(name in losses for losses in pace.losses)]
+        sums = [torch.stack([losses[name] for losses in pace.losses]).double().sum().item() for name in names]
+        count = len(pace.losses) * self.runtime.world_size
+        means = {name: total / count for name, total in zip(names, self.runtime.sum(sums), strict=True)}
+        state.loss_sum += means["loss"] * len(pace.losses)
+        state.loss_steps += len(pace.losses)
+        numbers = {
+            "epoch": state.step / plan.steps_per_epoch,
+            **means,
+            "lr": record.lr,
+            "grad_norm": record.grad_norm.item(),
+            **pace.report(self.runtime.world_size),
+            "memory_gb": peak_memory_gb(self.runtime.device),
+        }
+        terms = " ".join(f"{name.removeprefix('loss_')} {means[name]:.3f}" for name in names if name != "loss")
+        where = f"epoch {(state.step - 1) // plan.steps_per_epoch + 1}/{plan.epochs} "
+        where += f"step {step_in_epoch}/{plan.steps_per_epoch} "
+        text = (
+            f"loss {means['loss']:.4f} {f'({terms}) ' if terms else ''}lr {record.lr:.2e} "
+            f"{numbers['images_per_s']:.3g} img/s data wait {numbers['data_wait']:.0%} "
+            f"{numbers['memory_gb']:.1f} GB ETA {self.logbook.eta(state.step)}"
+        )
+        self.logbook.write("train", state.step, text, where, **numbers)
+        return Pace()
+
+    def evaluation_is_due(self) -> bool:
+        step, plan = self.state.step, self.plan
+        return step > self.state.last_eval and (step % plan.evaluate_every == 0 or step == plan.total_steps)
+
+    def evaluate_and_save(self) -> None:
+        """Evaluates, notes whether that is the best so far, and saves."""
+        state, began = self.state, time.perf_counter()
+        self.runtime.share_buffers(self.evaluated)  # what is evaluated is what is saved
+        result = self.evaluate()
+        seconds = time.perf_counter() - began
+        if not math.isfinite(value := result.numbers[self.metric]):
+            raise TrainingError(
+                f"{self.metric} is {value} after step {state.step}: no best can be told. "
+                f"{self.folder / f'{LAST}.pt'} has the weights of this step"
+            )
+        is_best = value > state.best
+        if is_best:
+            state.best, state.best_step = value, state.step
+        lr = max(group["lr"] for group in state.optimizer.param_groups)
+        numbers = {**result.numbers, "train_loss": state.loss_sum / max(state.loss_steps, 1), "lr": lr}
+        state.last_eval = state.step
+        state.history.append({"epoch": state.epoch, "step": state.step, **numbers})
+        text = (
+            f"epoch {state.step / self.plan.steps_per_epoch:.4g}/{self.plan.epochs} done: {result.text} on "
+            f"{result.count} images in {seconds:.1f} s "
+            f"(best {self.metric} {state.best:.4g} after step {state.best_step})"
+        )
+        self.logbook.write("eval", state.step, text, epoch=state.epoch, seconds=seconds, **numbers)
+        self.save(is_best)
+
+    def save(self, is_best: bool) -> None:
+        if self.runtime.is_main:
+            content = {**self.about, **self.state.state_dict()}
+            save_checkpoint(self.folder, content, self.evaluated.state_dict(), is_best)
+        self.runtime.barrier()
+        if is_best:
+            logger.info("new best: %s %.4g", self.metric, self.state.best)

@@ -1,0 +1,1 @@
+"""How each verb is done for each task: classification, detection, segmentation."""

@@ -1,0 +1,309 @@
+"""Classification: how each verb is done for it."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+from elsa.core import ConfigError, check_writable, logger, make_folder, sha256, write_json
+from elsa.data import (
+    UNREADABLE,
+    Batch,
+    Source,
+    build_mix,
+    build_mix_token,
+    divide_batch,
+    eval_loader,
+    eval_transform,
+    open_splits,
+    token_targets,
+    train_loader,
+)
+from elsa.engine import (
+    Evaluation,
+    Metrics,
+    Plan,
+    Precision,
+    Recipe,
+    Runtime,
+    TokenLabelLoss,
+    TokenLabelStep,
+    TrainState,
+    TrainStep,
+    build_optimizer,
+    build_schedule,
+    choose_precision,
+    dump,
+    evaluate,
+    load_recipe,
+    mistakes_first,
+)
+from elsa.models import LoadReport, load_pretrained, read_checkpoint
+
+from .command import find_images
+from .networks import build_model, token_grid
+from .pictures import draw_grid, draw_predictions
+from .training import Training, environment, parameters, train
+
+MOST_DRAWN = 100
+
+
+class Classification:
+    """Image classification by timm's models and ours; recipes are YAML."""
+
+    name = "classification"
+    options: ClassVar = {
+        "predict": [("--top", dict(type=int, metavar="K", help="classes listed per image; default 5"))],
+    }
+
+    def read(self, path: Path, overrides: list[str]) -> Recipe:
+        return load_recipe(path, overrides)
+
+    def print_config(self, recipe: Recipe) -> str:
+        return dump(recipe.config, comments=True)
+
+    def train(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
+        train(build_training, recipe, args, runtime)
+
+    def evaluate(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
+        evaluate_checkpoint(recipe, args, runtime)
+
+    def predict(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
+        classify_images(recipe.config, args, runtime)
+
+
+def open_data(config: CfgNode, runtime: Runtime, *splits: str) -> list[Source | IterableDataset]:
+    """The splits; the main process prepares embedded data before the others look for it."""
+    with runtime.main_first():
+        return open_splits(config, *splits)
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def build_training(recipe: Recipe, runtime: Runtime, fresh: bool) -> Training:
+    """The parts of a training as the recipe says."""
+    config, data, optim = recipe.config, recipe.config.DATA, recipe.config.TRAIN
+    precision = choose_precision(config, runtime.device)
+    micro = divide_batch(data.BATCH, runtime.world_size, optim.ACCUM, "DATA.BATCH", "TRAIN.ACCUM")
+    train_source, val_source = open_data(config, runtime, "train", "val")
+    batches = train_loader(config, train_source, runtime.rank, runtime.world_size)
+    held_out = eval_loader(config, val_source, runtime.rank, runtime.world_size)
+    model = build_model(config, pretrained=fresh).to(runtime.device)
+    optimizer = build_optimizer(model, config)
+    schedule, epochs = build_schedule(optimizer, config, batches.steps_per_epoch)
+    plan = Plan(
+        seed=optim.SEED,
+        device=str(runtime.device),
+        precision=str(precision),
+        processes=runtime.world_size,
+        global_batch=data.BATCH,
+        accumulate=optim.ACCUM,
+        micro_batch=micro,
+        lr=optim.LR,
+        train_images=batches.images,
+        val_images=held_out.total,
+        steps_per_epoch=batches.steps_per_epoch,
+        total_steps=epochs * batches.steps_per_epoch,
+        evaluate_every=config.EVAL.EVERY * batches.steps_per_epoch,
+        save_every=config.LOG.SAVE_STEPS,
+        log_every=config.LOG.EVERY,
+    )
+    return Training(
+        task="classification",
+        arch=config.MODEL.NAME,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        precision=precision,
+        batches=batches,
+        plan=plan,
+        make_step=lambda wrapped, state: build_step(config, wrapped, state, precision, micro),
+        evaluate=lambda counted: _as_evaluation(evaluate(counted, held_out, held_out.total, runtime, precision)),
+        metric="top1",
+        curves=("top1", "top5"),
+        classes=getattr(train_source, "classes", []),
+        ema_decay=optim.EMA_DECAY,
+        evaluate_ema=config.EVAL.WEIGHTS != "model",
+        compiled=optim.COMPILE,
+        tensorboard=config.LOG.TENSORBOARD,
+    )
+
+
+def _as_evaluation(metrics: Metrics) -> Evaluation:
+    text = f"top-1 {metrics.top1:.2f} % top-5 {metrics.top5:.2f} % loss {metrics.loss:.4f}"
+    return Evaluation(metrics.as_dict(), metrics.count, text)
+
+
+def build_step(config: CfgNode, wrapped: nn.Module, state: TrainState, precision: Precision, micro: int) -> TrainStep:
+    """The optimization step: token labeling where TOKENS says so, else mixup, cutmix and cross entropy as AUG says.
+
+    Args:
+        wrapped: the model as ``wrap`` made it. micro: images per process and micro-batch.
+    """
+    common = dict(source=state.model, scaler=state.scaler, clip_grad=config.TRAIN.CLIP_GRAD, ema=state.ema)
+    tokens, smoothing = config.TOKENS, config.AUG.SMOOTHING
+    if not tokens.ENABLED:
+        mix = build_mix(config, micro)
+        criterion = nn.CrossEntropyLoss(label_smoothing=0.0 if mix else smoothing)
+        return TrainStep(wrapped, state.optimizer, criterion, precision, mix=mix, **common)
+
+    grid, classes = token_grid(config, state.model), config.MODEL.NUM_CLASSES
+
+    def targets(batch: Batch, device: torch.device) -> tuple[Tensor, ...]:
+        labels = None if batch.tokens is None else batch.tokens.to(device)
+        return token_targets(labels, batch.targets.to(device, non_blocking=True), classes, grid, smoothing)
+
+    return TokenLabelStep(
+        wrapped,
+        state.optimizer,
+        TokenLabelLoss(tokens.CLASS_WEIGHT, tokens.PATCH_WEIGHT, tokens.GROUND_TRUTH),
+        precision,
+        token_targets=targets,
+        draw_box=build_mix_token(config, micro, grid),
+        **common,
+    )
+
+
+# ---- evaluation ----------------------------------------------------------------------------------------------------
+
+
+def evaluate_checkpoint(recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
+    config = recipe.config
+    check_writable(args.output)
+    precision = choose_precision(config, runtime.device)
+    model = build_model(config, pretrained=False)
+    report = load_pretrained(model, args.checkpoint, weights=config.EVAL.WEIGHTS, trust=args.trust_checkpoint)
+    logger.info("%s: %s", args.checkpoint, report)
+    (source,) = open_data(config, runtime, "val")
+    if args.pictures and isinstance(source, IterableDataset):
+        raise ConfigError(f"--pictures needs random access, which DATA.DATASET {config.DATA.DATASET} has not")
+    loader = eval_loader(config, source, runtime.rank, runtime.world_size)
+
+    began = time.perf_counter()
+    progress = loader.with_progress() if runtime.is_main else loader
+    metrics = evaluate(
+        model.to(runtime.device), progress, loader.total, runtime, precision, keep_predictions=args.pictures > 0
+    )
+    seconds = time.perf_counter() - began
+    if not runtime.is_main:
+        return
+    make_folder(args.output)
+    write_json(
+        args.output / "results.json", results(recipe, args, report, metrics, seconds, runtime, parameters(model))
+    )
+    tell(config, args, metrics, seconds)
+    if args.pictures:
+        rows = mistakes_first(metrics.predictions)[: args.pictures]
+        path = args.output / "predictions.png"
+        draw_predictions(source, rows, path, f"{config.MODEL.NAME}: top-1 {metrics.top1:.2f} %, mistakes first")
+        logger.info("predictions    %s", path)
+
+
+def results(
+    recipe: Recipe,
+    args: argparse.Namespace,
+    report: LoadReport,
+    metrics: Metrics,
+    seconds: float,
+    runtime: Runtime,
+    size: int,
+) -> dict:
+    """What results.json holds."""
+    return {
+        "metrics": metrics.as_dict(),
+        "count": metrics.count,
+        "skipped": list(metrics.bad),
+        "model": recipe.config.MODEL.NAME,
+        "parameters": size,
+        "checkpoint": {
+            "path": str(args.checkpoint),
+            "sha256": sha256(args.checkpoint),
+            "weights": report.entry or "state dict",
+        },
+        "precision": str(choose_precision(recipe.config, runtime.device)),
+        "images_per_s": round(metrics.count / seconds, 1),
+        "config": dict(recipe.values),
+        "environment": environment(runtime),
+    }
+
+
+def tell(config: CfgNode, args: argparse.Namespace, metrics: Metrics, seconds: float) -> None:
+    rows = [
+        ("model", config.MODEL.NAME),
+        ("checkpoint", args.checkpoint),
+        ("images", f"{metrics.count} ({len(metrics.bad)} unreadable) in {seconds:.1f} s"),
+        ("top-1", f"{metrics.top1:.2f} %"),
+        ("top-5", f"{metrics.top5:.2f} %"),
+        ("loss", f"{metrics.loss:.4f}"),
+        ("results", args.output / "results.json"),
+    ]
+    for name, value in rows:
+        logger.info("%-14s %s", name, value)
+
+
+# ---- prediction ----------------------------------------------------------------------------------------------------
+
+
+def classify_images(config: CfgNode, args: argparse.Namespace, runtime: Runtime) -> None:
+    """The classes of each image, as JSON and as a picture."""
+    classes = config.MODEL.NUM_CLASSES
+    top = min(5, classes) if args.top is None else args.top
+    if not 1 <= top <= classes:
+        raise ConfigError(f"--top must be between 1 and MODEL.NUM_CLASSES {classes}, got {top}")
+    check_writable(args.output)
+    paths = find_images(args.images)
+    content = read_checkpoint(args.checkpoint, args.trust_checkpoint)
+    model = build_model(config, pretrained=False)
+    logger.info("%s: %s", args.checkpoint, load_pretrained(model, content, weights=config.EVAL.WEIGHTS))
+    names = content.get("classes") or [str(number) for number in range(classes)]
+    rows = list(classify(model.to(runtime.device).eval(), config, paths, runtime.device, top))
+    results = [
+        {"image": str(path), "top": [{"class": names[index], "confidence": share} for index, share in top]}
+        for path, top in rows
+    ]
+    make_folder(args.output)
+    write_json(args.output / "predictions.json", results)
+    cells = ((Image.open(path), f"{names[top[0][0]]} ({top[0][1]:.0%})", "black") for path, top in rows[:MOST_DRAWN])
+    draw_grid(list(cells), args.output / "predictions.png", f"{config.MODEL.NAME}: {args.checkpoint.name}")
+    for result in results[:10]:
+        listed = ", ".join(f"{entry['class']} {entry['confidence']:.1%}" for entry in result["top"])
+        logger.info("%s: %s", result["image"], listed)
+    logger.info("%d of %d images classified: predictions.json and predictions.png in %s",
+                len(rows), len(paths), args.output)  # fmt: skip
+
+
+@torch.inference_mode()
+def classify(
+    model: nn.Module, config: CfgNode, paths: list[Path], device: torch.device, top: int
+) -> Iterator[tuple[Path, list[tuple[int, float]]]]:
+    """(path, [(class index, confidence), …]) of each readable image; the others are named and left out."""
+    transform, precision = eval_transform(config), choose_precision(config, device)
+    mode = "RGB" if config.MODEL.IN_CHANS == 3 else "L"
+    remaining = iter(tqdm(paths, desc="classifying", unit="image", disable=None, leave=False))
+    while part := list(itertools.islice(remaining, config.DATA.EVAL_BATCH)):
+        readable, images = [], []
+        for path in part:
+            try:
+                images.append(transform(Image.open(path).convert(mode)))
+                readable.append(path)
+            except UNREADABLE as error:
+                logger.warning("skipping %s: it cannot be read (%s)", path, error)
+        if not images:
+            continue
+        with precision.autocast():
+            logits = model(torch.stack(images).to(device))
+        shares, indices = logits.float().softmax(1).topk(top)
+        for path, index, share in zip(readable, indices.tolist(), shares.tolist(), strict=True):
+            yield path, list(zip(index, share, strict=True))

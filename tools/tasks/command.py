@@ -1,0 +1,203 @@
+"""What all verbs share: the recipe that is named, options by task, and how a mistake is told."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from timm.data import get_img_extensions
+
+import elsa.core
+from elsa.core import ConfigError, DataError, TrainingError, UserError, did_you_mean
+from elsa.engine import Recipe, Runtime
+
+# Shipped recipes, beside the packages in a checkout and in an installation alike.
+CONFIGS = Path(elsa.core.__file__).resolve().parents[1] / "configs"
+TASKS = {"classification": "Classification", "detection": "Detection", "segmentation": "Segmentation"}
+SCOPES = {"mmdet": "detection", "mmseg": "segmentation"}
+DENSE_PACKAGES = ("mmengine", "mmcv", "mmdet", "mmseg", "pycocotools")
+Option = tuple[str, dict[str, Any]]
+
+
+class Task(Protocol):
+    """One of the three tasks. ``options`` are those of its own: {verb: [(flag, arguments of add_argument)]}."""
+
+    name: str
+    options: Mapping[str, list[Option]]
+
+    def read(self, path: Path, overrides: list[str]) -> Recipe: ...
+
+    def print_config(self, recipe: Recipe) -> str: ...
+
+    def train(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None: ...
+
+    def evaluate(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None: ...
+
+    def predict(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None: ...
+
+
+def parser(description: str | None, checkpoint: bool) -> argparse.ArgumentParser:
+    """CONFIG [CHECKPOINT] --set --device --print-config."""
+    arguments = argparse.ArgumentParser(
+        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument(
+        "config", type=Path, metavar="CONFIG", help="a file, or the name of a shipped recipe: elsa_swin_tiny"
+    )
+    if checkpoint:
+        arguments.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=".pt, .pth or .safetensors")
+        arguments.add_argument(
+            "--trust-checkpoint",
+            action="store_true",
+            help="allow the file to run pickled code; only for files from a source you trust",
+        )
+    arguments.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="override configuration values, e.g. --set TRAIN.LR=5e-4 DATA.BATCH=512",
+    )
+    arguments.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    arguments.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    return arguments
+
+
+def parse(
+    verb: str, arguments: argparse.ArgumentParser, only: str | None = None
+) -> tuple[Task, Recipe, argparse.Namespace]:
+    """The task that CONFIG is of, its recipe, and the arguments; --print-config ends here.
+
+    Args:
+        arguments: what all tasks have; the task's own options are added.
+        only: the one task that has this verb.
+
+    Raises:
+        ConfigError: no such recipe, a mistake in it, or an option that its task has not.
+    """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        _add_all_options(verb, arguments)
+    known, _ = arguments.parse_known_args()
+    seen: dict[str, str] = {}
+    for override in known.overrides:
+        if seen.setdefault(override.partition("=")[0], override) is not override:
+            raise ConfigError(f"--set has {seen[override.partition('=')[0]]} and {override}: which one is meant?")
+    path = find_recipe(known.config)
+    task, recipe = read(path, known.overrides)
+    if only and task.name != only:
+        raise ConfigError(f"{known.config} is a recipe of {task.name}; this is for {only}")
+    for flag, options in task.options.get(verb, []):
+        arguments.add_argument(flag, **options)
+    args, rest = arguments.parse_known_args()
+    if rest:
+        raise ConfigError(_unknown_option(rest[0], verb, task, arguments))
+    if args.print_config:
+        print(task.print_config(recipe), end="")
+        sys.exit(0)
+    args.name = path.stem
+    return task, recipe, args
+
+
+def read(path: Path, overrides: list[str]) -> tuple[Task, Recipe]:
+    """The recipe of a file, and the task that it is of: YAML is classification, Python mmengine's for the others."""
+    if path.suffix != ".py":
+        task = load_task("classification")
+        return task, task.read(path, overrides)
+    require_dense_packages()
+    recipe = load_task("detection").read(path, overrides)
+    scope = recipe.config.default_scope
+    if scope not in SCOPES:
+        raise ConfigError(f"{path}: default_scope must be {' or '.join(SCOPES)}, got {scope!r}")
+    return load_task(SCOPES[scope]), recipe
+
+
+def load_task(name: str) -> Task:
+    return getattr(importlib.import_module(f"elsa.tools.tasks.{name}"), TASKS[name])()
+
+
+def find_recipe(path: Path) -> Path:
+    """The file, or the shipped recipe of that name.
+
+    Raises:
+        ConfigError: neither; the message has the nearest name.
+    """
+    shipped = {file.stem: file for kind in TASKS for file in sorted((CONFIGS / kind).glob("*.*"))}
+    if path.exists() or path.suffix in (".py", ".yaml", ".yml"):
+        return path
+    if path.name == str(path) and path.name in shipped:
+        return shipped[path.name]
+    raise ConfigError(f"{path} is neither a file nor a shipped recipe{did_you_mean(path.name, shipped)}")
+
+
+def require_dense_packages() -> None:
+    """Says what to run where the packages for detection and segmentation are not installed."""
+    if missing := [name for name in DENSE_PACKAGES if importlib.util.find_spec(name) is None]:
+        raise ConfigError(
+            f"detection and segmentation need {', '.join(missing)}, not installed: bash scripts/setup.sh --dense"
+        )
+
+
+def _add_all_options(verb: str, arguments: argparse.ArgumentParser) -> None:
+    """For --help: the options of every task that can be loaded, under its name."""
+    for name in TASKS:
+        if name != "classification" and any(importlib.util.find_spec(package) is None for package in DENSE_PACKAGES):
+            continue
+        group = arguments.add_argument_group(f"{name} alone")
+        for flag, options in load_task(name).options.get(verb, []):
+            if flag not in arguments._option_string_actions:
+                group.add_argument(flag, **options)
+
+
+def _unknown_option(option: str, verb: str, task: Task, arguments: argparse.ArgumentParser) -> str:
+    others = [name for name in TASKS if name != task.name and (name == "classification" or task.name != name)]
+    having = []
+    if task.name != "classification" or all(importlib.util.find_spec(name) for name in DENSE_PACKAGES):
+        having = [n for n in others if option.split("=")[0] in dict(load_task(n).options.get(verb, []))]
+    if having:
+        return f"{option} is an option of {' and '.join(having)}; {verb} of {task.name} has no use for it"
+    known = [flag for flag in arguments._option_string_actions if flag.startswith("--")]
+    return f"unknown argument {option!r}{did_you_mean(option, known)}"
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a verb: a user's mistake becomes one line and exit code 2, a training that cannot go on exit code 1."""
+    try:
+        main()
+    except TrainingError as error:
+        _fail(error, 1)
+    except UserError as error:
+        _fail(error, 2)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+
+
+def _fail(error: object, code: int) -> None:
+    rank = os.environ.get("RANK", "0")
+    if "Original Traceback" in (text := str(error)):  # from a loader process
+        error = text.strip().splitlines()[-1].partition(": ")[2]
+    print(f"{'' if rank == '0' else f'[rank {rank}] '}error: {error}", file=sys.stderr)
+    sys.exit(code)
+
+
+def find_images(place: Path) -> list[Path]:
+    """The image, or all images below a folder.
+
+    Raises:
+        DataError: nothing there.
+    """
+    if place.is_file():
+        return [place]
+    if not place.is_dir():
+        raise DataError(f"{place} does not exist")
+    endings = set(get_img_extensions())
+    if not (paths := sorted(path for path in place.rglob("*") if path.suffix.lower() in endings)):
+        raise DataError(f"{place} has no images (of {', '.join(sorted(endings))})")
+    return paths

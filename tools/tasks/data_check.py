@@ -1,0 +1,68 @@
+"""A check of a data set: what it is asked for, and how its report is told."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from elsa.data.checks import Report, check_ade20k, check_coco, check_imagenet
+
+CHECKS = {"coco": check_coco, "imagenet": check_imagenet, "ade20k": check_ade20k}
+
+
+def parse(description: str | None) -> argparse.Namespace:
+    arguments = argparse.ArgumentParser(
+        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("dataset", choices=CHECKS)
+    arguments.add_argument("root", type=Path, metavar="ROOT")
+    arguments.add_argument(
+        "--classes", type=at_least(1), metavar="N", help="of a data set that is not the published one"
+    )
+    arguments.add_argument("--splits", nargs="+", choices=("train", "val"), default=["train", "val"])
+    arguments.add_argument("--fast", action="store_true", help="image sizes only, nothing is decoded")
+    arguments.add_argument(
+        "--workers", type=at_least(0), default=min(os.cpu_count() or 1, 16), metavar="N", help="processes that decode"
+    )
+    arguments.add_argument("--show", type=at_least(1), default=5, metavar="N", help="findings told of each kind")
+    arguments.add_argument("--json", type=Path, metavar="FILE", help="write all findings to this file")
+    return arguments.parse_args()
+
+
+def at_least(lowest: int) -> Any:
+    def whole_number(text: str) -> int:
+        if not text.isdecimal() or int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {lowest}")
+        return int(text)
+
+    return whole_number
+
+
+def show_progress(results: Iterable[Any], total: int, description: str) -> Iterator[Any]:
+    """A bar with rate and ETA; where no one watches, one every half minute."""
+    interval = 0.2 if sys.stderr.isatty() else 30
+    yield from tqdm(results, description, total, unit="", mininterval=interval, leave=False, delay=interval)
+
+
+def tell(report: Report, show: int) -> None:
+    print(f"{report.dataset} in {report.root}")
+    for name, count in report.counts.items():
+        print(f"  {name}: {count}")
+    for note in report.notes:
+        print(f"  {note}")
+    if report.ok:
+        print("OK")
+        return
+    print(f"NOT OK: {len(report.findings)} findings")
+    for kind, findings in report.by_kind().items():
+        print(f"{kind}: {len(findings)}")
+        for finding in findings[:show]:
+            print(f"  {finding.place}" + (f" ({finding.detail})" if finding.detail else ""))
+        if len(findings) > show:
+            print(f"  … and {len(findings) - show} more")

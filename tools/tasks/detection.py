@@ -1,0 +1,92 @@
+"""Detection and instance segmentation (mmdet): what its verbs have of their own."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mmengine.config import Config
+
+from elsa.core import ConfigError
+from elsa.engine import Recipe, Runtime
+
+from .mm.evaluation import Metric, evaluate_checkpoint
+from .mm.pictures import ObjectDrawing, ObjectPredictions
+from .mm.prediction import predict
+from .mm.recipe import read_recipe
+from .mm.training import build_training
+from .training import train
+
+COCO_COLUMNS = ["mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l",
+                "AR@100", "AR@300", "AR@1000", "AR_s@1000", "AR_m@1000", "AR_l@1000"]  # fmt: skip
+
+
+class Detection:
+    """Detectors of mmdet on our backbones; recipes are mmengine configurations."""
+
+    name = "detection"
+    options: ClassVar = {
+        "evaluate": [("--per-class", dict(action="store_true", help="the AP of each class too"))],
+        "predict": [
+            ("--threshold", dict(type=float, default=0.3, metavar="SCORE", help="objects drawn; the JSON has all"))
+        ],
+    }
+
+    def read(self, path: Path, overrides: list[str]) -> Recipe:
+        return read_recipe(path, overrides)
+
+    def print_config(self, recipe: Recipe) -> str:
+        return recipe.text
+
+    def train(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
+        metric = Metric(curves=("mAP", "mAP_50"), known=known_numbers)
+        train(partial(build_training, task=self.name, metric=metric), recipe, args, runtime)
+
+    def evaluate(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
+        evaluate_checkpoint(recipe, args, runtime, all_columns, name_numbers, ObjectDrawing)
+
+    def predict(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
+        if not 0 <= args.threshold <= 1:
+            raise ConfigError(f"--threshold must be between 0 and 1, got {args.threshold}")
+        predict(recipe.config, args, runtime, partial(ObjectPredictions, threshold=args.threshold))
+
+
+def known_numbers(settings: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
+    """Names of the numbers of a CocoMetric."""
+    if settings["type"] != "CocoMetric":
+        return []
+    metric = settings.get("metric", "bbox")
+    kinds = metric if isinstance(metric, (list, tuple)) else [metric]
+    columns = settings.get("metric_items") or COCO_COLUMNS[:6]
+    return [f"{settings.get('prefix') or 'coco'}/{kind}_{column}" for kind in kinds for column in columns]
+
+
+def all_columns(config: Config, args: argparse.Namespace) -> list[tuple[Config, bool]]:
+    """One pass, with boxes and masks evaluated each by a metric of its own: mmdet names the classes of both alike."""
+    config = copy.deepcopy(config)
+    if (metric := config.test_evaluator).get("type") == "CocoMetric":
+        kinds = metric.metric if isinstance(metric.metric, list) else [metric.metric]
+        columns = dict(metric_items=COCO_COLUMNS, classwise=args.per_class)
+        config.test_evaluator = [{**metric, **columns, "metric": kind, "prefix": kind} for kind in kinds]
+    return [(config, False)]
+
+
+def name_numbers(metrics: Mapping[str, float], config: Config) -> dict[str, float | None]:
+    """{"bbox/bbox_mAP": …, "bbox/cat_precision": …} → {"coco/bbox_mAP": …, "coco/bbox_AP/cat": …}; NaN becomes None.
+
+    mmdet gives no numbers at all where nothing was found: these are zeros.
+    """
+    kinds = [part["prefix"] for part in config.test_evaluator] if isinstance(config.test_evaluator, list) else []
+    named: dict[str, float | None] = {f"coco/{kind}_{column}": 0.0 for kind in kinds for column in COCO_COLUMNS}
+    for key, value in metrics.items():
+        kind, _, name = key.partition("/")
+        if kind in ("bbox", "segm"):
+            is_class = name.endswith("_precision")
+            key = f"coco/{kind}_AP/{name.removesuffix('_precision')}" if is_class else f"coco/{name}"
+        named[key] = None if math.isnan(value) else value
+    return named

@@ -1,0 +1,47 @@
+"""Prediction with detectors and segmentors for images of one's own."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+from tqdm import tqdm
+
+from elsa.core import logger, make_folder, write_json
+from elsa.engine import Runtime
+from elsa.models import load_pretrained, read_checkpoint
+
+from ..command import find_images
+from .session import build_model, class_names, prepare
+
+
+def predict(config: Config, args: argparse.Namespace, runtime: Runtime, kind: Callable[..., Any]) -> None:
+    """Objects or label maps: a picture of each image, and all of it as JSON.
+
+    Args:
+        kind: ObjectPredictions or MapPredictions.
+    """
+    paths = find_images(args.images)
+    prepare(config)
+    content = read_checkpoint(args.checkpoint, args.trust_checkpoint)
+    model, _ = build_model(config, runtime)
+    logger.info("%s: %s", args.checkpoint, load_pretrained(model, content))
+    classes = class_names(content) or known_classes(config)
+    model.to(runtime.device).eval()
+    make_folder(args.output)
+    found = kind(config, classes, args.output)
+    for path in tqdm(paths, desc="predicting", unit="image", disable=None, leave=False):
+        found.add(model, path)
+    write_json(args.output / "predictions.json", found.as_json())
+    logger.info("%d of %d images: %s; pictures and predictions.json in %s",
+                len(found.images), len(paths), found.summary(), args.output)  # fmt: skip
+
+
+def known_classes(config: Config) -> list[str]:
+    """Class names where the checkpoint has none: the recipe's, else those of its data set's type."""
+    dataset = config.test_dataloader.dataset
+    names = dataset.get("metainfo", {}).get("classes") or DATASETS.get(dataset.type).METAINFO["classes"]
+    return list(names)

@@ -1,0 +1,121 @@
+"""The parts of a training of a detector or segmentor, for the one trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from elsa.core import logger
+from elsa.data import divide_batch
+from elsa.data.mm.loaders import eval_loader, train_loader
+from elsa.engine import Plan, Precision, Recipe, Runtime, Step, TrainState, fit_precision
+
+from ..training import Training
+from .evaluation import Metric, check_metric, evaluate
+from .optim import Schedules, build_optimizer
+from .session import build_model, check_classes, mistakes_named, prepare, write_embedded
+
+
+class DenseStep(Step):
+    """A step of mmdet's and mmseg's models: the sum of the losses that the model gives for its own targets."""
+
+    def count(self, batch: Mapping[str, Any]) -> int:
+        return len(batch["inputs"])
+
+    def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        with self.precision.autocast():
+            data = self.source.data_preprocessor(batch, True)
+            losses = self.model(**data, mode="loss")
+        total, terms = self.source.parse_losses(losses)
+        return total, {name: torch.as_tensor(value) for name, value in terms.items() if name != "loss"}
+
+
+def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, task: str, metric: Metric) -> Training:
+    """The parts of a training as the recipe says, for ``training.train``."""
+    config = recipe.config
+    prepare(config)
+    write_embedded(config, runtime)
+    optim, length = config.optim_wrapper, config.train_cfg
+    accumulate = optim.get("accumulative_counts", 1)
+    names = ("global_batch", "optim_wrapper.accumulative_counts")
+    micro = divide_batch(config.global_batch, runtime.world_size, accumulate, *names)
+    seed, place = config.randomness.seed, (runtime.rank, runtime.world_size)
+    with mistakes_named():
+        division = (config.global_batch, accumulate)
+        batches = train_loader(config.train_dataloader, division, seed, *place, config.run.get("max_bad", 0))
+        held_out = eval_loader(config.val_dataloader, *place)
+    for loader in (batches.loader, held_out):
+        check_classes(config, loader.dataset.metainfo["classes"])
+    check_metric(config.val_evaluator, config.run.metric, metric, held_out.dataset.metainfo["classes"])
+    model, adapted = build_model(config, runtime)
+    if fresh:
+        with mistakes_named():
+            model.init_weights()
+        if report := getattr(getattr(model, "backbone", None), "load_report", None):
+            logger.info("backbone from %s: %s", config.model.backbone.pretrained, report)
+    model.to(runtime.device)
+    precision = choose_precision(config, runtime.device)
+    if optim.get("type") == "AmpOptimWrapper" and precision.dtype is None:
+        adapted = ("no GPU: float32 instead of mixed precision", *adapted)
+    with mistakes_named():
+        optimizer = build_optimizer(model, optim)
+        schedule = Schedules(optimizer, config.param_scheduler, batches.steps_per_epoch)
+    in_epochs = "max_epochs" in length
+    unit = batches.steps_per_epoch if in_epochs else 1
+    plan = Plan(
+        seed=seed,
+        device=str(runtime.device),
+        precision=str(precision),
+        processes=runtime.world_size,
+        global_batch=config.global_batch,
+        accumulate=accumulate,
+        micro_batch=micro,
+        lr=optim.optimizer.lr,
+        train_images=batches.images,
+        val_images=len(held_out.dataset),
+        steps_per_epoch=batches.steps_per_epoch,
+        total_steps=(length.max_epochs if in_epochs else length.max_iters) * unit,
+        evaluate_every=length.get("val_interval", 1) * unit,
+        save_every=length.get("save_steps", 0),
+        log_every=config.run.get("log_every", 50),
+        adapted=adapted,
+    )
+    meta = held_out.dataset.metainfo
+    facts = {name: _plain(meta[name]) for name in ("classes", "palette") if meta.get(name)}
+
+    def make_step(wrapped: nn.Module, state: TrainState) -> Step:
+        clip = (optim.get("clip_grad") or {}).get("max_norm")
+        options = dict(source=model, scaler=state.scaler, clip_grad=clip, ema=state.ema)
+        return DenseStep(wrapped, state.optimizer, precision, **options)
+
+    return Training(
+        task=task,
+        arch=config.model.type,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        precision=precision,
+        batches=batches,
+        plan=plan,
+        make_step=make_step,
+        evaluate=lambda counted: evaluate(counted, held_out, config.val_evaluator, runtime, metric, config.run.metric),
+        metric=config.run.metric,
+        curves=metric.curves,
+        classes=meta["classes"],
+        meta={"meta": {"dataset_meta": facts}},
+        ema_decay=config.run.get("ema_decay"),
+    )
+
+
+def choose_precision(config: Config, device: torch.device) -> Precision:
+    """That of ``optim_wrapper``: AmpOptimWrapper computes in its ``dtype``, on a CPU only where that is bfloat16."""
+    optim = config.optim_wrapper
+    return fit_precision(optim.get("dtype", "float16") if optim.get("type") == "AmpOptimWrapper" else None, device)
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, Sequence) and not isinstance(value, str) else value

@@ -1,0 +1,83 @@
+"""Semantic segmentation (mmseg): what its verbs have of their own."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mmengine.config import Config
+
+from elsa.engine import Recipe, Runtime
+
+from .mm.evaluation import Metric, evaluate_checkpoint
+from .mm.pictures import MapDrawing, MapPredictions
+from .mm.prediction import predict
+from .mm.recipe import read_recipe
+from .mm.training import build_training
+from .training import train
+
+
+class Segmentation:
+    """Segmentors of mmseg on our backbones; recipes are mmengine configurations."""
+
+    name = "segmentation"
+    options: ClassVar = {
+        "evaluate": [
+            ("--per-class", dict(action="store_true", help="the IoU of each class too")),
+            (
+                "--scales",
+                dict(
+                    choices=("both", "single", "multi"),
+                    default="both",
+                    help="one scale, the recipe's several scales (of ADE20K 6, mirrored: 12 times the work), or both",
+                ),
+            ),
+        ]
+    }
+
+    def read(self, path: Path, overrides: list[str]) -> Recipe:
+        return read_recipe(path, overrides)
+
+    def print_config(self, recipe: Recipe) -> str:
+        return recipe.text
+
+    def train(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
+        metric = Metric(curves=("mIoU", "aAcc", "mAcc"), known=known_numbers)
+        train(partial(build_training, task=self.name, metric=metric), recipe, args, runtime)
+
+    def evaluate(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
+        def rename(metrics: Mapping[str, float], config: Config) -> dict[str, float | None]:
+            kept = {name: value for name, value in metrics.items() if args.per_class or "/IoU/" not in name}
+            return {name: None if math.isnan(value) else value for name, value in kept.items()}
+
+        evaluate_checkpoint(recipe, args, runtime, scales, rename, MapDrawing)
+
+    def predict(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
+        predict(recipe.config, args, runtime, MapPredictions)
+
+
+def known_numbers(settings: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
+    """Names of the numbers of a ClasswiseIoUMetric for the mIoU."""
+    if settings["type"] != "ClasswiseIoUMetric" or list(settings.get("iou_metrics", ["mIoU"])) != ["mIoU"]:
+        return []
+    names = ("aAcc", "mIoU", "mAcc", *(f"IoU/{name}" for name in classes))
+    return [f"{settings['prefix']}/{name}" if settings.get("prefix") else name for name in names]
+
+
+def scales(config: Config, args: argparse.Namespace) -> list[tuple[Config, bool]]:
+    """The passes that ``--scales`` asks for: a single scale; the scales and flips of ``tta_pipeline``, their class
+    probabilities averaged, which is how the paper evaluates."""
+    several = "tta_model" in config and args.scales != "single"
+    passes = [] if several and args.scales == "multi" else [(config, False)]
+    if several:
+        augmented = copy.deepcopy(config)
+        augmented.test_dataloader.dataset.pipeline = config.tta_pipeline
+        flips = any(step.get("prob") == 1 for choice in config.tta_pipeline[-1].transforms for step in choice)
+        augmented.test_evaluator.prefix = "multi_scale_flip" if flips else "multi_scale"
+        passes.append((augmented, True))
+    return passes
