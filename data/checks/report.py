@@ -16,7 +16,7 @@ from PIL import Image
 
 from elsa.core import DataError
 
-from ..images.sources import UNREADABLE
+from ..decode import UNREADABLE
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -14,8 +14,9 @@ from yacs.config import CfgNode
 
 from elsa.core import DataError, mix_seed, seed_everything
 
+from ..decode import UNREADABLE
 from ..order import MAX_REPLACEMENTS, BadImages, TrainLoader, TrainSampler, divide_batch, leave_process_group
-from .sources import UNREADABLE, Source
+from .sources import Source
 from .token_labels import LabelMaps, TokenLabels
 from .transforms import eval_transform, train_transform
 

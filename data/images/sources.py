@@ -15,11 +15,11 @@ from yacs.config import CfgNode
 
 from elsa.core import DataError, logger
 
+from ..decode import decode
 from ..embedded.digits import write_digits
 
 SPLIT_NAMES = (("train", "training"), ("val", "validation", "eval", "evaluation"), ("test", "testing"))
 STREAMED = ("wds", "hfids", "tfds")
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
 class FolderImages:
@@ -64,8 +64,7 @@ class Source:
     def load(self, index: int) -> tuple[Image.Image, int]:
         """The decoded image and its class index; raises one of UNREADABLE where it cannot be decoded."""
         content, target = self.items[index][:2]
-        image = content if isinstance(content, Image.Image) else Image.open(content)
-        return image.convert(self.mode), int(target)
+        return decode(content, self.mode), int(target)
 
     def name(self, index: int) -> str:
         """The file's name where there is one."""

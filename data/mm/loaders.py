@@ -14,13 +14,13 @@ import cv2
 import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from elsa.core import DataError, seed_everything
 
-from ..images.sources import UNREADABLE
+from ..decode import UNREADABLE, is_readable
 from ..order import MAX_REPLACEMENTS, BadImages, TrainLoader, TrainSampler, leave_process_group
+from .decoding import with_our_decoder
 
 
 @DATASETS.register_module()
@@ -62,7 +62,7 @@ class SeededDataset(Dataset):
                 item = self.dataset.prepare_data(index)
             except (*UNREADABLE, AssertionError, AttributeError) as error:
                 path = self.get_data_info(index)["img_path"]
-                if _is_readable(path):
+                if is_readable(path):
                     raise
                 replaced.append(f"{path} ({error})")
                 continue
@@ -71,15 +71,6 @@ class SeededDataset(Dataset):
                 return item
         listed = f": {', '.join(replaced[:3])}" if replaced else ""
         raise DataError(f"{MAX_REPLACEMENTS} images in a row cannot be used{listed}")
-
-
-def _is_readable(path: str) -> bool:
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except UNREADABLE:
-        return False
-    return True
 
 
 class Orders:
@@ -128,7 +119,7 @@ def train_loader(
         DataError: fewer images than a global batch, or one that is no multiple of the groups.
     """
     batch, accum = plan_batch
-    dataset = DATASETS.build({**settings["dataset"], "seed": seed})
+    dataset = DATASETS.build({**with_our_decoder(settings["dataset"]), "seed": seed})
     if len(dataset) < batch:
         raise DataError(f"{len(dataset)} training images are fewer than a batch of {batch} (global_batch)")
     grouped = "aspect_group" in settings
@@ -143,7 +134,7 @@ def train_loader(
 def eval_loader(settings: Mapping[str, Any], rank: int, world_size: int) -> DataLoader:
     """Batches of this process's share of a split, in the order that mmengine's evaluators put the shares together;
     the last shares are filled up with the first images, which the evaluators leave out again."""
-    dataset = DATASETS.build(settings["dataset"])
+    dataset = DATASETS.build(with_our_decoder(settings["dataset"]))
     if not len(dataset):
         raise DataError("the validation split has no images")
     rounds = -(-len(dataset) // world_size)

@@ -10,11 +10,10 @@ from mmengine.registry import DATASETS, METRICS, TRANSFORMS
 from mmseg.datasets import ADE20KDataset, BaseSegDataset
 from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.evaluation import IoUMetric
-from PIL import Image
 
 from elsa.core import DataError
 
-from ..images.sources import UNREADABLE
+from ..decode import UNREADABLE, decode_labels
 
 UNLABELLED, IGNORED = 0, 255
 
@@ -71,8 +70,7 @@ class LoadCheckedAnnotations(LoadAnnotations):
     def _load_seg_map(self, results: dict[str, Any]) -> None:
         path = results["seg_map_path"]
         try:
-            with Image.open(path) as opened:
-                labels = np.asarray(opened)
+            labels = decode_labels(path)
         except UNREADABLE as error:
             raise DataError(f"label map {path} cannot be read: {error}") from error
         if labels.ndim != 2:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
@@ -23,6 +22,7 @@ from elsa.data import (
     Source,
     build_mix,
     build_mix_token,
+    decode,
     divide_batch,
     eval_loader,
     eval_transform,
@@ -275,7 +275,7 @@ def classify_images(config: CfgNode, args: argparse.Namespace, runtime: Runtime)
     ]
     make_folder(args.output)
     write_json(args.output / "predictions.json", results)
-    cells = ((Image.open(path), f"{names[top[0][0]]} ({top[0][1]:.0%})", "black") for path, top in rows[:MOST_DRAWN])
+    cells = ((decode(path), f"{names[top[0][0]]} ({top[0][1]:.0%})", "black") for path, top in rows[:MOST_DRAWN])
     draw_grid(list(cells), args.output / "predictions.png", f"{config.MODEL.NAME}: {args.checkpoint.name}")
     for result in results[:10]:
         listed = ", ".join(f"{entry['class']} {entry['confidence']:.1%}" for entry in result["top"])
@@ -296,7 +296,7 @@ def classify(
         readable, images = [], []
         for path in part:
             try:
-                images.append(transform(Image.open(path).convert(mode)))
+                images.append(transform(decode(path, mode)))
                 readable.append(path)
             except UNREADABLE as error:
                 logger.warning("skipping %s: it cannot be read (%s)", path, error)

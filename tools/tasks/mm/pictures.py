@@ -20,7 +20,8 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 
 from elsa.core import logger, write_then_rename
-from elsa.data import UNREADABLE
+from elsa.data import UNREADABLE, decode
+from elsa.data.mm.decoding import with_our_decoder
 
 from ..pictures import draw_grid
 
@@ -106,7 +107,7 @@ class PicturesOfTest:
     def note(self, number: int, found: Sequence[Any]) -> None:
         if number in self.wanted:
             sample = found[0]
-            image = np.asarray(Image.open(sample.img_path).convert("RGB"))
+            image = np.asarray(decode(sample.img_path))
             self.cells.append((self.drawing(image, sample, with_truth=True), Path(sample.img_path).name, "black"))
 
     def save(self, path: Path, title: str) -> None:
@@ -122,7 +123,8 @@ class Predictions(ABC):
     def __init__(self, config: Config, classes: Sequence[str], folder: Path) -> None:
         self.classes, self.folder = list(classes), folder
         dataset = config.test_dataloader.dataset
-        self.pipeline = Compose([step for step in dataset.pipeline if "Annotations" not in step["type"]])
+        steps = with_our_decoder([step for step in dataset.pipeline if "Annotations" not in step["type"]])
+        self.pipeline = Compose(steps)
         named = dataset.get("metainfo", {}).get("palette")
         palette = named or DATASETS.get(dataset.type).METAINFO.get("palette", ())
         known = {"palette": palette} if len(palette) == len(classes) else {}
@@ -141,8 +143,7 @@ class Predictions(ABC):
     def add(self, model: torch.nn.Module, path: Path) -> None:
         """Predicts one image; one that cannot be read is named and left out."""
         try:
-            with Image.open(path) as opened:
-                image = np.asarray(opened.convert("RGB"))
+            image = np.asarray(decode(path))
         except UNREADABLE as error:
             logger.warning("skipping %s: it cannot be read (%s)", path, error)
             return
