@@ -34,4 +34,4 @@ def with_our_decoder(node: Any) -> Any:
         if node.get("type") in LOADERS:
             return {"type": "DecodeImage"}
         return {name: with_our_decoder(value) for name, value in node.items()}
-    return [with_our_decoder(item) for item in node] if isinstance(node, (list, tuple)) else node
+    return type(node)(map(with_our_decoder, node)) if isinstance(node, (list, tuple)) else node
