@@ -19,9 +19,9 @@ from .evaluate import Metrics, evaluate, mistakes_first
 from .logbook import Logbook, peak_memory_gb, read_log
 from .losses import TokenLabelLoss
 from .optim import build_optimizer, build_schedule
-from .plan import Plan
+from .plan import Plan, Recipe
 from .precision import Precision, choose_precision, fit_precision
-from .run import Recipe, RunFolder, describe_environment
+from .run import RunFolder, describe_environment
 from .step import Schedule, Step, StepRecord, TokenLabelStep, TrainState, TrainStep
 from .trainer import Evaluation, Trainer
 

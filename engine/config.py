@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 from elsa.core import ConfigError, did_you_mean
 
-from .run import Recipe
+from .plan import Recipe
 from .schema import SCHEMA, Key, check_together
 
 

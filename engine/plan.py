@@ -1,10 +1,39 @@
-"""What follows from a recipe and this machine: derived, printed, and saved beside the recipe; never written into it."""
+"""What the user wrote, and what follows from it on this machine: recipe and plan, saved side by side.
+
+The plan is derived and printed; nothing of it is ever written back into the recipe.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the user wrote, overrides applied; nothing that follows from the machine.
+
+    Attributes:
+        config: as its task reads it.
+        file: name under which ``text`` is saved; read again it is the same recipe.
+        values: all settings, flat, as plain containers.
+        may_change: beginnings of the names that a resumed run may have otherwise.
+    """
+
+    config: Any
+    file: str
+    text: str
+    values: Mapping[str, Any]
+    may_change: tuple[str, ...]
+
+    def differences(self, before: Mapping[str, Any]) -> list[str]:
+        """What differs from the recipe that a checkpoint stores, but for what may change."""
+        return [
+            f"{name}: {before.get(name)!r} in the checkpoint, {self.values.get(name)!r} now"
+            for name in {**before, **self.values}
+            if before.get(name) != self.values.get(name) and not name.startswith(self.may_change)
+        ]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -34,7 +33,7 @@ from elsa.core import (
 from .checkpoint import BEST, LAST, PREVIOUS, read_last, read_run
 from .distributed import Runtime
 from .logbook import LOG_NAME
-from .plan import Plan
+from .plan import Plan, Recipe
 from .step import TrainState
 
 LOG_FILE, LOCK = "train.log", ".lock"
@@ -42,32 +41,6 @@ PACKAGES = (
     *("torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "yacs", "onedl-mmengine", "mmengine"),
     *("mmcv-lite", "mmcv", "onedl-mmcv", "mmdet", "mmsegmentation", "pycocotools"),
 )
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What the user wrote, overrides applied; nothing that follows from the machine.
-
-    Attributes:
-        config: as its task reads it.
-        file: name under which ``text`` is saved; read again it is the same recipe.
-        values: all settings, flat, as plain containers.
-        may_change: beginnings of the names that a resumed run may have otherwise.
-    """
-
-    config: Any
-    file: str
-    text: str
-    values: Mapping[str, Any]
-    may_change: tuple[str, ...]
-
-    def differences(self, before: Mapping[str, Any]) -> list[str]:
-        """What differs from the recipe that a checkpoint stores, but for what may change."""
-        return [
-            f"{name}: {before.get(name)!r} in the checkpoint, {self.values.get(name)!r} now"
-            for name in {**before, **self.values}
-            if before.get(name) != self.values.get(name) and not name.startswith(self.may_change)
-        ]
 
 
 class RunFolder:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "cuda_report.py"
+SCRIPT = Path(__file__).with_name("cuda_report.py")
 
 
 def missing_tools() -> str | None:

@@ -1,8 +1,8 @@
 """Static facts about the CUDA kernels, no GPU needed: registers, spills, shared memory, occupancy, bytes moved.
 
-    python scripts/cuda_report.py            # the Markdown table of docs/cuda.md
-    python scripts/cuda_report.py --check    # also exit 1 on spills, local memory, fp64 instructions in float kernels
-    python scripts/cuda_report.py --library PATH --check    # and on architectures that a built library lacks
+    python tests/kernels/cuda_report.py          # the Markdown table of docs/cuda.md
+    python tests/kernels/cuda_report.py --check  # also exit 1 on spills, local memory, fp64 instructions in float kernels
+    python tests/kernels/cuda_report.py --library PATH --check  # and on architectures that a built library lacks
 
 Compiles every kernel for each architecture. Needs nvcc, a C++ compiler, and cuobjdump and nvdisasm (which come with
 triton, hence with torch).
@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CUDA = ROOT / "kernels" / "csrc" / "cuda"
 UNITS = {"float": "f32", "__half": "f16", "__nv_bfloat16": "bf16", "double": "f64"}
 TYPE_NAMES = {"float": "fp32", "__half": "fp16", "__nv_bfloat16": "bf16", "double": "fp64"}
@@ -150,7 +150,7 @@ def read_shapes(folder: Path) -> tuple[dict[tuple, tuple[int, int]], tuple[int, 
     program = folder / "shapes"
     compiler = os.environ.get("CXX", "g++")
     flags = ("-std=gnu++20", "-Wno-unknown-pragmas", f"-I{ROOT / 'tests' / 'kernels' / 'emu'}")  # in place of CUDA
-    command(compiler, *flags, ROOT / "scripts" / "cuda_shapes.cpp", "-o", program)
+    command(compiler, *flags, Path(__file__).with_name("cuda_shapes.cpp"), "-o", program)
     first, *lines = command(program).splitlines()
     shapes = {}
     for kind, k, name, ghosts, threads, shared in map(str.split, lines):
