@@ -1,7 +1,7 @@
 """Static facts about the CUDA kernels, no GPU needed: registers, spills, shared memory, occupancy, bytes moved.
 
     python tests/kernels/cuda_report.py          # the Markdown table of docs/cuda.md
-    python tests/kernels/cuda_report.py --check  # also exit 1 on spills, local memory, fp64 instructions in float kernels
+    python tests/kernels/cuda_report.py --check  # also exit 1 on spills, local memory, fp64 in float kernels
     python tests/kernels/cuda_report.py --library PATH --check  # and on architectures that a built library lacks
 
 Compiles every kernel for each architecture. Needs nvcc, a C++ compiler, and cuobjdump and nvdisasm (which come with
