@@ -86,10 +86,6 @@ def parse(
     if {"-h", "--help"} & set(sys.argv[1:]):
         _add_all_options(verb, arguments)
     known, _ = arguments.parse_known_args()
-    seen: dict[str, str] = {}
-    for override in known.overrides:
-        if seen.setdefault(override.partition("=")[0], override) is not override:
-            raise ConfigError(f"--set has {seen[override.partition('=')[0]]} and {override}: which one is meant?")
     path = find_recipe(known.config)
     task, recipe = read(path, known.overrides)
     if only and task.name != only:
