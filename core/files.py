@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import safetensors
+
 from .errors import ConfigError
 
 
@@ -21,10 +24,17 @@ def write_then_rename(path: Path, write: Callable[[Path], None]) -> None:
     """Calls ``write`` on a name beside ``path``, flushes it to the disk, then renames it over ``path``.
 
     What a killed process leaves behind, ``sweep`` removes.
+
+    Raises:
+        OSError: it cannot be written, with the path as ``filename``; ``path`` is what it was.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(beside)
+        try:
+            write(beside)
+        except (RuntimeError, safetensors.SafetensorError) as error:  # torch's and safetensors' words for a full disk
+            reason = f"cannot be written ({str(error).splitlines()[0]}): is the disk full?"
+            raise OSError(errno.EIO, reason, str(path)) from error
         with beside.open("rb") as stream:
             os.fsync(stream.fileno())
         beside.chmod(0o666 & ~_umask())

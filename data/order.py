@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -99,13 +100,14 @@ class TrainLoader:
         bad_of: Callable[[Any], Sequence[str]] = lambda batch: batch.bad,
     ) -> None:
         self.loader, self.sampler, self.bad, self.bad_of = loader, sampler, bad, bad_of
+        self._workers: Iterator[Any] | None = None
         self.images, self.steps_per_epoch, self.accum = images, images // batch, accum
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Any]]:
         """The micro-batches of the steps of an epoch, from ``first_step`` on."""
         if self.sampler is not None:
             self.sampler.epoch, self.sampler.first_step = epoch, first_step
-            batches = iter(self.loader)
+            batches = self._workers = iter(self.loader)
         else:
             self.loader.dataset.stream.set_epoch(epoch)
             self.loader.generator.manual_seed(mix_seed(self.loader.dataset.seed, epoch))
@@ -115,6 +117,14 @@ class TrainLoader:
             for batch in step:
                 self.bad.add(self.bad_of(batch))
             yield step
+
+    def killed(self) -> str:
+        """Which loader process was killed, in words; empty where none was."""
+        for process in getattr(self._workers, "_workers", ()):
+            if process.exitcode is not None and process.exitcode < 0:
+                name = signal.Signals(-process.exitcode).name
+                return f"a loader process was killed ({name}): is there memory for {self.loader.num_workers} of them?"
+        return ""
 
     def _next_step(self, batches: Iterator[Any]) -> list[Any]:
         try:

@@ -48,7 +48,13 @@ from elsa.core.archive import read_archive, write_tensors
 FORMAT = 2
 LAST, PREVIOUS, BEST = "last", "previous", "best"
 # A run's checkpoint has these; a file of weights alone has not.
-NEEDED = {"format": int, "task": str, "config": dict, "data": dict, "step": int, "state_dict": dict, "optimizer": dict}
+NEEDED: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("format", "step", "epoch", "last_eval", "best_step", "loss_steps"), int),
+    **dict.fromkeys(("config", "data", "state_dict", "optimizer", "scaler", "schedule"), dict),
+    **dict.fromkeys(("best", "loss_sum"), (int, float)),
+    **dict.fromkeys(("task", "arch"), str),
+    "history": list,
+}
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], weights: Mapping[str, Tensor], is_best: bool) -> None:
@@ -100,7 +106,7 @@ def read_run(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} has format {content.get('format')}, this version reads {FORMAT}")
     for name, kind in NEEDED.items():
         if not isinstance(content.get(name), kind):
-            raise CheckpointError(f"{path} is no checkpoint of a run: {name} is {type(content.get(name)).__name__}")
+            raise CheckpointError(f"{path} is no checkpoint of a run: its {name} is {content.get(name)!r:.60}")
     return content
 
 

@@ -23,11 +23,13 @@ LOG_NAME = "log.jsonl"
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run; lines that a crash cut short are left out."""
+    """The records of a run; lines that are no records, cut short by a crash, are left out."""
     path, records = folder / LOG_NAME, []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         with suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
+            record = json.loads(line)
+            if isinstance(record, dict) and {"kind", "step"} <= record.keys():
+                records.append(record)
     return records
 
 

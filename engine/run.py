@@ -36,7 +36,7 @@ from .logbook import LOG_NAME
 from .plan import Plan, Recipe
 from .step import TrainState
 
-LOG_FILE, LOCK = "train.log", ".lock"
+LOG_FILE, LOCK, LAUNCHES = "train.log", ".lock", "environment.json"
 PACKAGES = (
     *("torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "yacs", "onedl-mmengine", "mmengine"),
     *("mmcv-lite", "mmcv", "onedl-mmcv", "mmdet", "mmsegmentation", "pycocotools"),
@@ -150,6 +150,14 @@ class RunFolder:
             raise ConfigError(f"the checkpoint does not fit this run: {reason}") from error
         logger.info("resumed after step %d, in epoch %d", state.step, state.epoch + 1)
 
+    def _launches(self) -> list[Any]:
+        """What earlier launches noted; nothing where the file is damaged."""
+        try:
+            before = json.loads((self.path / LAUNCHES).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return []
+        return before if isinstance(before, list) else []
+
     def open(self, recipe: Recipe, plan: Plan, environment: Mapping[str, Any], fresh: bool) -> None:
         """Recipe, plan and environment on disk before the first step; what killed runs left is cleared away."""
         if self.runtime.is_main:
@@ -163,9 +171,9 @@ class RunFolder:
                 for name in (*names, LOG_NAME, "summary.json", "curves.png"):
                     (self.path / name).unlink(missing_ok=True)
                 shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
-            launches = self.path / "environment.json"
-            before = json.loads(launches.read_text(encoding="utf-8")) if launches.exists() and not fresh else []
-            write_json(launches, [*before, {"time": time.strftime("%Y-%m-%d %H:%M:%S"), **environment}])
+            before = [] if fresh else self._launches()
+            launch = {"time": time.strftime("%Y-%m-%d %H:%M:%S"), **environment}
+            write_json(self.path / LAUNCHES, [*before, launch])
             write_text(self.path / recipe.file, recipe.text)
             write_json(self.path / "plan.json", plan.as_dict())
         self.runtime.barrier()

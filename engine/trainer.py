@@ -27,6 +27,10 @@ class TrainBatches(Protocol):
         """The micro-batches of each step of an epoch, from ``first_step`` on."""
         ...
 
+    def killed(self) -> str:
+        """What killed a loader process, in words; empty where all are well."""
+        ...
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -91,6 +95,13 @@ class Trainer:
             return self.run(stop)
         except UnreadableData as error:
             raise TrainingError(f"{error}; {self.last_good()}") from error
+        except OSError as error:  # a full disk, for one
+            where = f" {error.filename}" if error.filename else ""
+            raise TrainingError(f"{error.strerror or error}{where}; {self.last_good()}") from error
+        except RuntimeError as error:
+            if killed := self.batches.killed():
+                raise TrainingError(f"{killed}; {self.last_good()}") from error
+            raise
 
     def run(self, stop: StopRequest) -> bool:
         if self.evaluation_is_due():  # where a process died while it evaluated

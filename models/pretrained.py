@@ -62,8 +62,8 @@ def select_weights(content: dict[str, Any], weights: str = "auto") -> tuple[str,
     tensors = content[entry] if entry else content
     if not entry and (weights == "ema" or not any(isinstance(value, Tensor) for value in tensors.values())):
         raise CheckpointError(f"no {' or '.join(wanted)} among the entries {', '.join(map(str, list(content)[:8]))}")
-    if stray := [str(name) for name, value in tensors.items() if not isinstance(value, Tensor)]:
-        raise CheckpointError(f"entries that are no tensors: {_some(stray)}")
+    if stray := [str(name) for name, value in tensors.items() if not (isinstance(name, str) and _is_plain(value))]:
+        raise CheckpointError(f"entries that are no tensors with values: {_some(stray)}")
     for prefix in ("module.", "_orig_mod."):  # DistributedDataParallel, torch.compile
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
@@ -125,6 +125,11 @@ def load_pretrained(
         raise CheckpointError(f"{name} does not fit {type(model).__name__}: {'; '.join(problems)}")
     model.load_state_dict(given, strict=not ignored)
     return LoadReport(entry, len(given), len(own), tuple(sorted(ignored & own.keys())), resized)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a tensor with a value for each element: not sparse, not on the meta device."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
 
 
 def _size(tensor: Tensor) -> str:

@@ -268,6 +268,8 @@ def classify_images(config: CfgNode, args: argparse.Namespace, runtime: Runtime)
     model = build_model(config, pretrained=False)
     logger.info("%s: %s", args.checkpoint, load_pretrained(model, content, weights=config.EVAL.WEIGHTS))
     names = content.get("classes") or [str(number) for number in range(classes)]
+    if len(names) != classes:
+        raise ConfigError(f"{args.checkpoint} names {len(names)} classes, but MODEL.NUM_CLASSES is {classes}")
     rows = list(classify(model.to(runtime.device).eval(), config, paths, runtime.device, top))
     results = [
         {"image": str(path), "top": [{"class": names[index], "confidence": share} for index, share in top]}
