@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from elsa.data import DataError, eval_loader, open_splits, train_loader
-from elsa.data.images.sources import UNREADABLE
+from elsa.data.decode import UNREADABLE
 
 RANDOM = ["AUG.AUTO_AUGMENT=rand-m9-mstd0.5-inc1", "AUG.ERASE=0.5", "AUG.HFLIP=0.5", "AUG.INTERPOLATION=random"]
 

@@ -35,7 +35,7 @@ def read(path):
 def test_train_evaluate_predict(tool, detector, trained, coco, tmp_path):
     """The three verbs on one run; what they leave is what they say."""
     summary, log = read(trained / "summary.json"), [json.loads(line) for line in (trained / "log.jsonl").open()]
-    assert summary["steps"] == 8
+    assert summary["iterations"] == 8
     train = [record for record in log if record["kind"] == "train"]
     assert [record["step"] for record in train] == [2, 4, 6, 8]
     assert {"loss", "loss_mask", "lr", "images_per_s", "data_wait", "memory_gb", "epoch"} <= set(train[0])

@@ -51,7 +51,7 @@ def test_train_evaluate_predict(tool, segmentor, trained, ade, tmp_path):
     log = [json.loads(line) for line in (trained / "log.jsonl").open()]
     evaluated = [record for record in log if record["kind"] == "eval"]
     assert [record["step"] for record in evaluated] == [4, 6]
-    assert read(trained / "summary.json")["steps"] == 6
+    assert read(trained / "summary.json")["iterations"] == 6
 
     options = ["--pictures", "2", "--per-class", "--output", tmp_path / "eval"]
     outcome = tool("evaluate", segmentor, trained / "last.pt", *options)

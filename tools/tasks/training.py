@@ -161,22 +161,26 @@ def _conclude(
         logger.info("stopped after step %d and saved; go on with --resume auto", state.step)
         return
     last, plan = state.history[-1], training.plan
-    best = {training.metric: state.best, "step": state.best_step, "epoch": -(-state.best_step // plan.steps_per_epoch)}
+    best = {
+        training.metric: state.best,
+        "iteration": state.best_step,
+        "epoch": -(-state.best_step // plan.steps_per_epoch),
+    }
     summary = {
         "task": training.task,
         "model": training.arch,
         "parameters": parameters(state.model),
-        "steps": state.step,
+        "iterations": state.step,
         "epochs": state.epoch,
         "metric": training.metric,
         "last": last,
-        "best": best,
+        "best": {training.metric: state.best, "iteration": state.best_step, "epoch": best_epoch},
         "unreadable": list(training.batches.bad.names),
         "seconds_of_this_launch": round(seconds, 1),
         "peak_memory_gb": round(peak_memory_gb(runtime.device), 2),
     }
     write_json(folder / "summary.json", summary)
     logger.info("finished: %s %.4g in the end, best %.4g after step %d (epoch %d); %.0f s, %.2f GB", training.metric,
-                last[training.metric], state.best, state.best_step, best["epoch"], seconds,
+                last[training.metric], state.best, state.best_step, best_epoch, seconds,
                 summary["peak_memory_gb"])  # fmt: skip
     logger.info("%s/ has best.pt, best.safetensors, last.pt, curves.png, log.jsonl and tensorboard/", folder)

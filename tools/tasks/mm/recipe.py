@@ -110,7 +110,9 @@ def check_keys(config: Config, path: Path) -> None:
     """Refuses what nothing here would read."""
     for name, value in config.items():
         if name in RUNNER_ONLY and value:
-            raise ConfigError(f"{path}: {name} is read by mmengine's Runner alone; here {RUNNER_ONLY[name]}")
+            named = [part["type"] for part in value if "type" in part] if isinstance(value, (list, tuple)) else []
+            what = f"{name} ({', '.join(map(str, named))})" if named else name
+            raise ConfigError(f"{path}: {what} is read by mmengine's Runner alone; here {RUNNER_ONLY[name]}")
         if name not in READ and value is not None and (near := difflib.get_close_matches(name, NEEDED, 1, 0.85)):
             raise ConfigError(f"{path}: {name!r} means nothing here; did you mean {near[0]}?")
     for section, known in SECTIONS.items():
