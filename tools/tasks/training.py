@@ -161,11 +161,7 @@ def _conclude(
         logger.info("stopped after step %d and saved; go on with --resume auto", state.step)
         return
     last, plan = state.history[-1], training.plan
-    best = {
-        training.metric: state.best,
-        "iteration": state.best_step,
-        "epoch": -(-state.best_step // plan.steps_per_epoch),
-    }
+    best_epoch = -(-state.best_step // plan.steps_per_epoch)
     summary = {
         "task": training.task,
         "model": training.arch,
