@@ -51,6 +51,7 @@ from elsa.engine import (
 )
 from elsa.models import LoadReport, load_pretrained, read_checkpoint
 
+from .checkpoints import check_classes, class_names
 from .command import find_images
 from .networks import build_model, token_grid
 from .pictures import draw_grid, draw_predictions
@@ -184,9 +185,11 @@ def evaluate_checkpoint(recipe: Recipe, args: argparse.Namespace, runtime: Runti
     check_writable(args.output)
     precision = choose_precision(config, runtime.device)
     model = build_model(config, pretrained=False)
-    report = load_pretrained(model, args.checkpoint, weights=config.EVAL.WEIGHTS, trust=args.trust_checkpoint)
+    content = read_checkpoint(args.checkpoint, args.trust_checkpoint)
+    report = load_pretrained(model, content, weights=config.EVAL.WEIGHTS)
     logger.info("%s: %s", args.checkpoint, report)
     (source,) = open_data(config, runtime, "val")
+    check_classes(args.checkpoint, content, getattr(source, "classes", []))
     if args.pictures and isinstance(source, IterableDataset):
         raise ConfigError(f"--pictures needs random access, which DATA.DATASET {config.DATA.DATASET} has not")
     loader = eval_loader(config, source, runtime.rank, runtime.world_size)
@@ -267,7 +270,7 @@ def classify_images(config: CfgNode, args: argparse.Namespace, runtime: Runtime)
     content = read_checkpoint(args.checkpoint, args.trust_checkpoint)
     model = build_model(config, pretrained=False)
     logger.info("%s: %s", args.checkpoint, load_pretrained(model, content, weights=config.EVAL.WEIGHTS))
-    names = content.get("classes") or [str(number) for number in range(classes)]
+    names = class_names(content) or [str(number) for number in range(classes)]
     if len(names) != classes:
         raise ConfigError(f"{args.checkpoint} names {len(names)} classes, but MODEL.NUM_CLASSES is {classes}")
     rows = list(classify(model.to(runtime.device).eval(), config, paths, runtime.device, top))

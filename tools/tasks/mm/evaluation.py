@@ -21,9 +21,11 @@ from elsa.data.mm.loaders import eval_loader
 from elsa.engine import Evaluation, Recipe, Runtime
 from elsa.models import load_pretrained, read_checkpoint
 
+from ..checkpoints import about
+from ..checkpoints import check_classes as check_names
 from ..training import environment, parameters
 from .pictures import PicturesOfTest
-from .session import build_model, check_classes, class_names, mistakes_named, prepare, write_embedded
+from .session import build_model, check_classes, mistakes_named, prepare, write_embedded
 
 Seen = Callable[[int, Sequence[Any]], None]
 """Called with the number of a batch and its predictions."""
@@ -120,7 +122,9 @@ def evaluate_checkpoint(
             loader = eval_loader(settings.test_dataloader, runtime.rank, runtime.world_size)
         check_classes(config, loader.dataset.metainfo["classes"])
         if content is None:
-            content = load_checkpoint(model, args, loader.dataset.metainfo["classes"])
+            content = read_checkpoint(args.checkpoint, args.trust_checkpoint)
+            check_names(args.checkpoint, content, loader.dataset.metainfo["classes"])
+            logger.info("%s: %s", args.checkpoint, load_pretrained(model, content))
             model.to(runtime.device)
             pictures = PicturesOfTest(args.pictures, len(loader), drawing(loader.dataset.metainfo))
             count, began = len(loader.dataset), time.perf_counter()
@@ -155,25 +159,3 @@ def augment(model: nn.Module, config: Config) -> nn.Module:
 
     with mistakes_named():
         return MODELS.build({**config.tta_model, "module": model})
-
-
-def load_checkpoint(model: nn.Module, args: argparse.Namespace, classes: Any) -> Mapping[str, Any]:
-    """Loads every tensor or refuses; the classes of the file, where it names them, have to be the data's."""
-    content = read_checkpoint(args.checkpoint, args.trust_checkpoint)
-    named = class_names(content)
-    if named and tuple(named) != tuple(classes):
-        odd = [
-            f"{mine} in the file, {theirs} in the data"
-            for mine, theirs in zip(named, classes, strict=False)
-            if mine != theirs
-        ]
-        raise ConfigError(f"{args.checkpoint} has {len(named)} classes, the data {len(classes)}: {'; '.join(odd[:3])}")
-    logger.info("%s: %s", args.checkpoint, load_pretrained(model, content))
-    return content
-
-
-def about(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The short facts that a checkpoint tells of itself."""
-    meta = content if "format" in content else content.get("meta") or content
-    return {name: value for name, value in meta.items() if isinstance(value, (int, float)) or
-            (isinstance(value, str) and len(value) < 100)}  # fmt: skip

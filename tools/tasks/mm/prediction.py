@@ -14,8 +14,9 @@ from elsa.core import logger, make_folder, write_json
 from elsa.engine import Runtime
 from elsa.models import load_pretrained, read_checkpoint
 
+from ..checkpoints import class_names
 from ..command import find_images
-from .session import build_model, class_names, prepare
+from .session import build_model, prepare
 
 
 def predict(config: Config, args: argparse.Namespace, runtime: Runtime, kind: Callable[..., Any]) -> None:

@@ -7,7 +7,7 @@ import io
 import logging
 import random
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
@@ -115,9 +115,3 @@ def check_classes(config: Config, classes: Iterable[str]) -> None:
         if count != len(classes):
             listed = ", ".join(classes[:4])
             raise ConfigError(f"{name} is {count}, but the data has {len(classes)} classes ({listed}, …)")
-
-
-def class_names(content: Mapping[str, Any]) -> list[str]:
-    """The classes that a checkpoint names: ours, mmdet 2's and mmseg 0's, mmengine's; empty where it names none."""
-    meta = content.get("meta") or {}
-    return list(content.get("classes") or meta.get("CLASSES") or (meta.get("dataset_meta") or {}).get("classes") or [])

@@ -1,0 +1,33 @@
+"""What a checkpoint tells of itself, and whether it belongs to the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from elsa.core import ConfigError
+
+
+def class_names(content: Mapping[str, Any]) -> list[str]:
+    """The classes that a checkpoint names: ours, mmdet 2's and mmseg 0's, mmengine's; empty where it names none."""
+    meta = content.get("meta") or {}
+    names = content.get("classes") or meta.get("CLASSES") or (meta.get("dataset_meta") or {}).get("classes") or []
+    return [str(name) for name in names]
+
+
+def check_classes(path: Path, content: Mapping[str, Any], classes: Sequence[str]) -> None:
+    """Raises ConfigError where the file names other classes than the data has, or in another order."""
+    named, known = class_names(content), [str(name) for name in classes]
+    if not named or not known or named == known:
+        return
+    odd = [f"{mine} in the file, {theirs} in the data" for mine, theirs in zip(named, known, strict=False)
+           if mine != theirs]  # fmt: skip
+    raise ConfigError(f"{path} has {len(named)} classes, the data {len(known)}: {'; '.join(odd[:3])}")
+
+
+def about(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The short facts that a checkpoint tells of itself."""
+    meta = content if "format" in content else content.get("meta") or content
+    return {name: value for name, value in meta.items() if isinstance(value, (int, float)) or
+            (isinstance(value, str) and len(value) < 100)}  # fmt: skip
