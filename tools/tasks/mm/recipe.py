@@ -77,7 +77,7 @@ MAY_CHANGE = (
     *("train_dataloader.num_workers", "train_dataloader.persistent_workers", "val_dataloader", "test_dataloader"),
     *("data_root", "run.log_every", "run.max_bad", "train_cfg.save_steps", "train_cfg.val_interval"),
     *("optim_wrapper.accumulative_counts", "test_evaluator", "tta_", "embedded", "custom_imports"),
-    "model.backbone.pretrained",
+    *("model.backbone.pretrained", "train_dataloader.dataset.dataset.data_root", "val_evaluator.ann_file"),
 )
 
 
