@@ -59,7 +59,7 @@ def read_archive(path: str | Path, trust: bool = False) -> dict[str, Any]:
         CheckpointError: the file is missing, damaged, not a checkpoint, or would run code.
     """
     path = Path(path)
-    if not path.is_file():
+    if not _is_file(path):
         endings = (".pt", ".pth", ".pth.tar", ".safetensors")
         beside = sorted(p.name for p in path.parent.glob("*") if p.name.endswith(endings))
         hint = f"; the folder has {', '.join(beside[:5])}" if beside else ""
@@ -91,6 +91,14 @@ def read_archive(path: str | Path, trust: bool = False) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"checkpoint {path} holds a {type(content).__name__}, not a dictionary of tensors")
     return content
+
+
+def _is_file(path: Path) -> bool | None:
+    """Whether there is such a file; None for a name that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return None
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:

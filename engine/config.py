@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -28,9 +29,9 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> CfgNode:
         _assign(values, name, value, origin=str(path))
     for name, text in split_overrides(overrides).items():
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {name}={text}: {text!r} is no YAML value") from error
+            value = yaml.load(text, _Loader)
+        except NOT_YAML as error:
+            raise ConfigError(f"--set {name}={text:.60} is no YAML value ({_first_line(error)})") from error
         _assign(values, name, value, origin="--set")
     for problem in check_together(values):
         raise ConfigError(f"{path}: {problem}")
@@ -90,19 +91,42 @@ def _plain(value: Any) -> Any:
     return {name: _plain(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key given twice in one mapping; plain YAML keeps the last without a word."""
+# What PyYAML raises for text that is none, beside its own errors: impossible dates, numbers, tags and depths.
+NOT_YAML = (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses what plain YAML takes otherwise than people mean it: a key given twice in one mapping, of which it keeps
+    the last; 1:30, which it reads as 90; 010, which it reads as 8."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: dict[str, int] = {}
         for key_node, _ in node.value:
             line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ConfigError(f"{self.name}: the key in line {line} is no word")
             if key_node.value in seen:
                 raise ConfigError(
                     f"{self.name}: key {key_node.value!r} is given twice, in lines {seen[key_node.value]} and {line}"
                 )
             seen[key_node.value] = line
         return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: yaml.ScalarNode) -> Any:
+        text = str(node.value)
+        if ":" in text or re.fullmatch(r"[-+]?0[0-7_]+", text):
+            read = super().construct_yaml_float(node) if "." in text else super().construct_yaml_int(node)
+            raise ConfigError(f"YAML reads {text} as {read}: write the number that is meant, or '{text}' for the words")
+        is_float = node.tag == "tag:yaml.org,2002:float"
+        return super().construct_yaml_float(node) if is_float else super().construct_yaml_int(node)
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _read_file(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -112,21 +136,26 @@ def _read_file(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path}: BASE leads back to itself through {chain[-1]}")
     try:
         with path.open(encoding="utf-8") as stream:
-            content = yaml.load(stream, _UniqueKeyLoader)
+            content = yaml.load(stream, _Loader)
     except FileNotFoundError as error:
         near = did_you_mean(path.name, (other.name for other in path.parent.glob("*.yaml")))
         named = f", named as BASE by {chain[-1]}" if chain else ""
         raise ConfigError(f"config {path} does not exist{named}{near}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config {path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config {path} is no YAML: {' '.join(str(error).split())}") from error
+    except ConfigError as error:
+        raise ConfigError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    except NOT_YAML as error:
+        raise ConfigError(f"config {path} is no YAML: {_first_line(error)}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"config {path} must be a mapping of sections, got {type(content).__name__}")
 
-    bases = content.pop("BASE", [])
+    given = content.pop("BASE", [])
+    bases = [given] if isinstance(given, str) else given
+    if not isinstance(bases, list) or not all(isinstance(base, str) and base.isprintable() for base in bases):
+        raise ConfigError(f"{path}: BASE must be a file or a list of files, got {given!r}")
     values: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases:
         values.update(_read_file(path.parent / base, (*chain, path)))
     for section, entries in content.items():
         if section not in _sections():
@@ -176,8 +205,10 @@ def coerce(key: Key, value: Any) -> Any:
     if key.choices and value not in key.choices:
         near = did_you_mean(value, map(str, key.choices))
         raise ValueError(f"must be one of {', '.join(map(str, key.choices))}, got {value!r}{near}")
-    if (key.low is not None and not value >= key.low) or (key.high is not None and not value <= key.high):
-        raise ValueError(f"must be {key.range()}, got {value}")
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and not key.allows(value):
+        notes = [f"{key.excluded()} excluded" if key.excluded() else "", key.instead]
+        hints = "".join(f"; {note}" for note in notes if note)
+        raise ValueError(f"must be {key.range() or 'a finite number'}, got {value}{hints}")
     return value
 
 

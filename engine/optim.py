@@ -14,6 +14,8 @@ from yacs.config import CfgNode
 
 from elsa.core import ConfigError, did_you_mean
 
+SECOND_ORDER = ("adahessian",)
+
 
 def build_optimizer(model: nn.Module, config: CfgNode) -> torch.optim.Optimizer:
     """The optimizer over groups with and without weight decay, as TRAIN says.
@@ -39,22 +41,27 @@ def build_optimizer(model: nn.Module, config: CfgNode) -> torch.optim.Optimizer:
         return param_groups_layer_decay(module, layer_decay=train.LAYER_DECAY, **common)
 
     on_gpu = next(model.parameters()).is_cuda
-    return create_optimizer_v2(
-        model,
-        opt=train.OPTIMIZER,
-        lr=train.LR,
-        momentum=train.MOMENTUM,
-        betas=train.BETAS,
-        eps=train.EPS,
-        param_group_fn=groups,
-        **({"fused": True} if on_gpu and train.OPTIMIZER in ("adam", "adamw") else {}),
-    )
+    try:
+        return create_optimizer_v2(
+            model,
+            opt=train.OPTIMIZER,
+            lr=train.LR,
+            momentum=train.MOMENTUM,
+            betas=train.BETAS,
+            eps=train.EPS,
+            param_group_fn=groups,
+            **({"fused": True} if on_gpu and train.OPTIMIZER in ("adam", "adamw") else {}),
+        )
+    except (ValueError, TypeError, RuntimeError, AssertionError, ImportError) as error:
+        raise ConfigError(f"TRAIN.OPTIMIZER {train.OPTIMIZER} cannot be used here: {error}") from error
 
 
 def check_optimizer(name: str, where: str) -> None:
     """Raises ConfigError, naming ``where`` it stands, unless timm has an optimizer of that name."""
     if name not in list_optimizers():
         raise ConfigError(f"{where} {name!r} is no timm optimizer{did_you_mean(name, list_optimizers())}")
+    if name in SECOND_ORDER:
+        raise ConfigError(f"{where} {name!r} needs second derivatives, which are not computed")
 
 
 class TimmSchedule:

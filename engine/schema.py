@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from .augment_policy import fault
 
 
 @dataclass(frozen=True)
@@ -14,7 +17,8 @@ class Key:
     Attributes:
         default: also gives the type, unless ``kind`` does.
         help: one line for people.
-        low, high: the allowed range, both ends included.
+        low, high: the allowed range, both ends included; above, below: both ends excluded.
+        instead: what to write instead of a value out of range.
         choices: the allowed values.
         kind: the type, where the default is None.
         of: the type of the items of a tuple.
@@ -26,6 +30,9 @@ class Key:
     help: str
     low: float | None = None
     high: float | None = None
+    above: float | None = None
+    below: float | None = None
+    instead: str = ""
     choices: tuple[Any, ...] = ()
     kind: type | None = None
     of: type = float
@@ -34,21 +41,41 @@ class Key:
 
     def item(self) -> Key:
         """The rule for one item of a tuple."""
-        return Key(self.of(), self.help, self.low, self.high, self.choices)
+        return replace(self, default=self.of(), kind=self.of, nullable=False)
 
     def range(self) -> str:
-        if self.high is None:
-            return f"at least {self.low:g}"
-        return f"between {self.low:g} and {self.high:g}" if self.low is not None else f"at most {self.high:g}"
+        """The limits in words; empty where there are none."""
+        low, high = (first if first is not None else other for first, other in
+                     ((self.low, self.above), (self.high, self.below)))  # fmt: skip
+        if low is not None and high is not None:
+            return f"between {low:g} and {high:g}"
+        limits = (("at least", self.low), ("above", self.above), ("at most", self.high), ("below", self.below))
+        return " and ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
+
+    def excluded(self) -> str:
+        """The ends of the range that do not belong to it, in words."""
+        return " and ".join(f"{limit:g}" for limit in (self.above, self.below) if limit is not None)
+
+    def allows(self, value: float) -> bool:
+        """Whether a number lies within the limits; one that is not finite never does."""
+        return (
+            math.isfinite(value)
+            and (self.low is None or value >= self.low)
+            and (self.high is None or value <= self.high)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
 
     def describe(self) -> str:
         limits = f" [{', '.join(map(str, self.choices))}]" if self.choices else ""
-        if self.low is not None or self.high is not None:
-            limits = f" [{self.range()}]"
+        if self.range():
+            limits = f" [{self.range()}{f', without {self.excluded()}' if self.excluded() else ''}]"
         return f"{self.help}{limits}{' or null' if self.nullable else ''}"
 
 
-_PROBABILITY = dict(low=0.0, high=1.0)
+_PROBABILITY: dict[str, Any] = dict(low=0.0, high=1.0)
+_OR_NULL: dict[str, Any] = dict(kind=float, nullable=True, instead="null for none")
+_OF_ONE: dict[str, Any] = dict(low=0.0, high=1.0, instead="numbers of images in 0 … 255 are to be divided by 255")
 
 SCHEMA: dict[str, Key] = {
     # ---- the network
@@ -67,58 +94,58 @@ SCHEMA: dict[str, Key] = {
     "DATA.TRAIN_SPLIT": Key("train", "name of the training split"),
     "DATA.VAL_SPLIT": Key("validation", "name of the validation split; a folder may be called val"),
     "DATA.IMG_SIZE": Key(224, "side of the square input in pixels", low=1, high=8192),
-    "DATA.BATCH": Key(1024, "images per optimizer step, over all processes and TRAIN.ACCUM", low=1),
-    "DATA.EVAL_BATCH": Key(128, "images per process in evaluation", low=1, may_change=True),
-    "DATA.WORKERS": Key(8, "loader processes per training process", low=0, may_change=True),
-    "DATA.MEAN": Key((0.485, 0.456, 0.406), "normalisation, per channel of an image in 0 … 1"),
-    "DATA.STD": Key((0.229, 0.224, 0.225), "normalisation, per channel", low=1e-6),
+    "DATA.BATCH": Key(1024, "images per optimizer step, over all processes and TRAIN.ACCUM", low=1, high=10**7),
+    "DATA.EVAL_BATCH": Key(128, "images per process in evaluation", low=1, high=10**6, may_change=True),
+    "DATA.WORKERS": Key(8, "loader processes per training process", low=0, high=1024, may_change=True),
+    "DATA.MEAN": Key((0.485, 0.456, 0.406), "normalisation, per channel of an image in 0 … 1", **_OF_ONE),
+    "DATA.STD": Key((0.229, 0.224, 0.225), "normalisation, per channel", **{**_OF_ONE, "low": 0.001}),
     "DATA.MAX_BAD": Key(10, "unreadable images skipped before the run stops", low=0, may_change=True),
     # ---- augmentation of training images (timm's transforms)
-    "AUG.SCALE": Key((0.08, 1.0), "area of the random crop, share of the image", low=0.0, high=1.0),
-    "AUG.RATIO": Key((3 / 4, 4 / 3), "aspect ratio of the random crop", low=0.01, high=100.0),
+    "AUG.SCALE": Key((0.08, 1.0), "area of the random crop, share of the image", above=0.0, high=1.0),
+    "AUG.RATIO": Key((3 / 4, 4 / 3), "aspect ratio of the random crop", low=0.1, high=10.0),
     "AUG.HFLIP": Key(0.5, "probability of a horizontal flip", **_PROBABILITY),
     "AUG.VFLIP": Key(0.0, "probability of a vertical flip", **_PROBABILITY),
-    "AUG.COLOR_JITTER": Key(0.0, "strength of colour jitter; RandAugment replaces it", low=0.0),
+    "AUG.COLOR_JITTER": Key(0.0, "strength of colour jitter; RandAugment replaces it", low=0.0, high=1.0),
     "AUG.AUTO_AUGMENT": Key("rand-m9-mstd0.5-inc1", "timm's policy string; empty for none"),
     "AUG.INTERPOLATION": Key("random", "of training images", choices=("random", "bilinear", "bicubic")),
     "AUG.ERASE": Key(0.25, "probability of random erasing", **_PROBABILITY),
     "AUG.ERASE_MODE": Key("pixel", "what erased pixels become", choices=("const", "rand", "pixel")),
-    "AUG.MIXUP": Key(0.8, "alpha of mixup; 0 for none", low=0.0),
-    "AUG.CUTMIX": Key(1.0, "alpha of cutmix; 0 for none", low=0.0),
+    "AUG.MIXUP": Key(0.8, "alpha of mixup; 0 for none", low=0.0, high=100.0),
+    "AUG.CUTMIX": Key(1.0, "alpha of cutmix; 0 for none", low=0.0, high=100.0),
     "AUG.MIX_PROB": Key(1.0, "probability of mixup or cutmix on a batch", **_PROBABILITY),
     "AUG.MIX_SWITCH": Key(0.5, "probability of cutmix where both are on", **_PROBABILITY),
-    "AUG.SMOOTHING": Key(0.1, "label smoothing", low=0.0, high=0.999),
+    "AUG.SMOOTHING": Key(0.1, "label smoothing", low=0.0, high=0.9, instead="0.1 is usual, 0 for none"),
     # ---- token labeling (arXiv 2104.10858), of models that give token logits: elsa_volo_*
     "TOKENS.ENABLED": Key(False, "a target for the class token and for every patch token; without mixup and cutmix"),
     "TOKENS.LABELS": Key("", "label maps of tools/make_token_labels.py; empty: the image's class", may_change=True),
-    "TOKENS.CLASS_WEIGHT": Key(1.0, "weight of the class token's loss", low=0.0),
-    "TOKENS.PATCH_WEIGHT": Key(0.5, "weight of the patch tokens' loss", low=0.0),
+    "TOKENS.CLASS_WEIGHT": Key(1.0, "weight of the class token's loss", low=0.0, high=1000.0),
+    "TOKENS.PATCH_WEIGHT": Key(0.5, "weight of the patch tokens' loss", low=0.0, high=1000.0),
     "TOKENS.GROUND_TRUTH": Key(False, "mix the image's own class into the class token's target, as in fine-tuning"),
     "TOKENS.MIX": Key(1.0, "alpha of mix-token; 0 for none", low=0.0),
     # ---- optimisation
-    "TRAIN.EPOCHS": Key(300, "epochs of the schedule, warm-up included", low=1),
+    "TRAIN.EPOCHS": Key(300, "epochs of the schedule, warm-up included", low=1, high=10**6),
     "TRAIN.COOLDOWN_EPOCHS": Key(10, "further epochs at TRAIN.MIN_LR", low=0),
     "TRAIN.WARMUP_EPOCHS": Key(20, "epochs of linear warm-up from TRAIN.WARMUP_LR", low=0),
-    "TRAIN.LR": Key(1e-3, "learning rate for DATA.BATCH; never rescaled", low=0.0, high=100.0),
+    "TRAIN.LR": Key(1e-3, "learning rate for DATA.BATCH; never rescaled", above=0.0, high=100.0),
     "TRAIN.WARMUP_LR": Key(1e-6, "learning rate at the start of warm-up", low=0.0, high=100.0),
     "TRAIN.MIN_LR": Key(1e-5, "learning rate at the end of the schedule", low=0.0, high=100.0),
     "TRAIN.SCHEDULE": Key("cosine", "shape of the schedule (timm)", choices=("cosine", "linear", "constant")),
     "TRAIN.LR_EVERY": Key("epoch", "when the learning rate changes", choices=("epoch", "step")),
     "TRAIN.OPTIMIZER": Key("adamw", "a timm optimizer name"),
-    "TRAIN.BETAS": Key((0.9, 0.999), "of Adam-like optimizers", low=0.0, high=1.0),
-    "TRAIN.EPS": Key(1e-8, "of Adam-like optimizers", low=0.0),
-    "TRAIN.MOMENTUM": Key(0.9, "of SGD-like optimizers", **_PROBABILITY),
-    "TRAIN.WEIGHT_DECAY": Key(0.05, "not applied to biases, norms and what the model exempts", low=0.0),
+    "TRAIN.BETAS": Key((0.9, 0.999), "of Adam-like optimizers", low=0.0, below=1.0),
+    "TRAIN.EPS": Key(1e-8, "of Adam-like optimizers", above=0.0, high=0.1, instead="1e-8 is usual"),
+    "TRAIN.MOMENTUM": Key(0.9, "of SGD-like optimizers", low=0.0, below=1.0),
+    "TRAIN.WEIGHT_DECAY": Key(0.05, "not applied to biases, norms and what the model exempts", low=0.0, high=10.0),
     "TRAIN.NO_DECAY": Key((), "patterns of further exempt parameters, e.g. ['*.rb', '*.ghost_head']", of=str),
-    "TRAIN.LAYER_DECAY": Key(None, "layer-wise learning-rate decay", low=0.0, high=1.0, kind=float, nullable=True),
-    "TRAIN.CLIP_GRAD": Key(5.0, "largest gradient norm", low=0.0, nullable=True),
-    "TRAIN.ACCUM": Key(1, "micro-batches per optimizer step", low=1),
-    "TRAIN.EMA_DECAY": Key(None, "decay of the weights' moving average", low=0.0, high=1.0, kind=float, nullable=True),
+    "TRAIN.LAYER_DECAY": Key(None, "layer-wise learning-rate decay", above=0.0, high=1.0, **_OR_NULL),
+    "TRAIN.CLIP_GRAD": Key(5.0, "largest gradient norm", above=0.0, **_OR_NULL),
+    "TRAIN.ACCUM": Key(1, "micro-batches per optimizer step", low=1, high=10**6, may_change=True),
+    "TRAIN.EMA_DECAY": Key(None, "decay of the weights' moving average", above=0.0, below=1.0, **_OR_NULL),
     "TRAIN.SEED": Key(0, "of everything random; same seed, same run on a CPU", low=0, high=2**31 - 1),
     "TRAIN.COMPILE": Key(False, "torch.compile the model", may_change=True),
     # ---- evaluation
     "EVAL.EVERY": Key(1, "epochs between evaluations; the last epoch always counts", low=1),
-    "EVAL.CROP": Key(0.9, "side of the centre crop over the resized short side", low=0.01, high=2.0),
+    "EVAL.CROP": Key(0.9, "side of the centre crop over the resized short side", low=0.25, high=2.0),
     "EVAL.INTERPOLATION": Key("bicubic", "of evaluation images", choices=("bilinear", "bicubic", "nearest")),
     "EVAL.WEIGHTS": Key("auto", "auto: the EMA where there is one", choices=("auto", "model", "ema")),
     # ---- mixed precision
@@ -138,6 +165,17 @@ def check_together(values: dict[str, Any]) -> Iterator[str]:
         yield f"TRAIN.WARMUP_EPOCHS {warmup} must be smaller than TRAIN.EPOCHS {epochs}"
     if values["TRAIN.MIN_LR"] > values["TRAIN.LR"]:
         yield f"TRAIN.MIN_LR {values['TRAIN.MIN_LR']:g} is larger than TRAIN.LR {values['TRAIN.LR']:g}"
+    if warmup and values["TRAIN.WARMUP_LR"] > values["TRAIN.LR"]:
+        yield (
+            f"TRAIN.WARMUP_LR {values['TRAIN.WARMUP_LR']:g} is larger than TRAIN.LR {values['TRAIN.LR']:g}: "
+            "warm-up rises from it"
+        )
+    if values["MODEL.PRETRAINED_IGNORE"] and not values["MODEL.PRETRAINED"]:
+        yield "MODEL.PRETRAINED_IGNORE has no effect without MODEL.PRETRAINED"
+    if problem := fault(values["AUG.AUTO_AUGMENT"]):
+        yield f"AUG.AUTO_AUGMENT {values['AUG.AUTO_AUGMENT']!r} {problem}; empty for none"
+    if values["TOKENS.ENABLED"] and not values["TOKENS.CLASS_WEIGHT"] + values["TOKENS.PATCH_WEIGHT"]:
+        yield "TOKENS.CLASS_WEIGHT and TOKENS.PATCH_WEIGHT are both 0: nothing would be learned"
     if values["DATA.BATCH"] % values["TRAIN.ACCUM"]:
         yield f"DATA.BATCH {values['DATA.BATCH']} is no multiple of TRAIN.ACCUM {values['TRAIN.ACCUM']}"
     if values["TOKENS.ENABLED"] and values["AUG.MIX_PROB"] and (values["AUG.MIXUP"] or values["AUG.CUTMIX"]):

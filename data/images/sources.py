@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -198,10 +199,10 @@ def check_root(root: Path, option: str) -> None:
 def find_split(root: Path, split: str) -> Path | None:
     """The folder or tar file of a split, under any of its usual names; None where there is none."""
     for name in _split_names(split):
-        if (root / name).is_dir():
-            return root / name
-        if (root / f"{name}.tar").is_file():
-            return root / f"{name}.tar"
+        for path, is_there in ((root / name, Path.is_dir), (root / f"{name}.tar", Path.is_file)):
+            with suppress(OSError, ValueError):  # names that no file can have
+                if is_there(path):
+                    return path
     return None
 
 

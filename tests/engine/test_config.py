@@ -140,3 +140,86 @@ def test_differences_name_the_keys_and_forgive_what_may_change(write):
     assert same.differences(stored) == []
     other = load_recipe(write("MODEL: {}\n"), ["TRAIN.LR=0.5"])
     assert other.differences(stored) == ["TRAIN.LR: 0.001 in the checkpoint, 0.5 now"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["TRAIN.CLIP_GRAD=0"], ["TRAIN.CLIP_GRAD must be above 0", "null for none"]),
+        (["TRAIN.LAYER_DECAY=0"], ["TRAIN.LAYER_DECAY must be between 0 and 1", "0 excluded", "null for none"]),
+        (["TRAIN.EMA_DECAY=1"], ["TRAIN.EMA_DECAY must be between 0 and 1", "0 and 1 excluded", "null for none"]),
+        (["TRAIN.EMA_DECAY=0"], ["TRAIN.EMA_DECAY", "excluded"]),
+        (["TRAIN.EPS=.inf"], ["TRAIN.EPS must be between 0 and 0.1, got inf", "1e-8 is usual"]),
+        (["TRAIN.EPS=0"], ["TRAIN.EPS", "0 excluded"]),
+        (["TRAIN.LR=0", "TRAIN.MIN_LR=0"], ["TRAIN.LR must be between 0 and 100, got 0.0", "0 excluded"]),
+        (["TRAIN.WARMUP_LR=50"], ["TRAIN.WARMUP_LR 50 is larger than TRAIN.LR 0.001"]),
+        (["TRAIN.BETAS=[0.9, 1.0]"], ["TRAIN.BETAS must be between 0 and 1, got 1.0; 1 excluded"]),
+        (["TRAIN.MOMENTUM=1"], ["TRAIN.MOMENTUM", "1 excluded"]),
+        (["TRAIN.WEIGHT_DECAY=.inf"], ["TRAIN.WEIGHT_DECAY must be between 0 and 10, got inf"]),
+        (["AUG.SCALE=[0, 0]"], ["AUG.SCALE must be between 0 and 1, got 0.0; 0 excluded"]),
+        (["AUG.RATIO=[100, 100]"], ["AUG.RATIO must be between 0.1 and 10, got 100"]),
+        (["AUG.SMOOTHING=0.999"], ["AUG.SMOOTHING must be between 0 and 0.9", "0.1 is usual"]),
+        (["AUG.CUTMIX=.inf"], ["AUG.CUTMIX must be between 0 and 100, got inf"]),
+        (["AUG.COLOR_JITTER=.nan"], ["AUG.COLOR_JITTER", "got nan"]),
+        (["DATA.STD=[.inf, .inf, .inf]"], ["DATA.STD must be between 0.001 and 1, got inf"]),
+        (["DATA.MEAN=[124, 116, 104]", "DATA.STD=[58, 57, 57]"], ["DATA.MEAN", "got 124", "divided by 255"]),
+        (["EVAL.CROP=0.01"], ["EVAL.CROP must be between 0.25 and 2, got 0.01"]),
+        (["MODEL.PRETRAINED_IGNORE=['head.*']"], ["MODEL.PRETRAINED_IGNORE has no effect without MODEL.PRETRAINED"]),
+        (["AUG.AUTO_AUGMENT=none"], ["AUG.AUTO_AUGMENT 'none' begins with no policy", "empty for none"]),
+        (["AUG.AUTO_AUGMENT=rnad-m9"], ["did you mean rand?"]),
+        (["AUG.AUTO_AUGMENT=rand-mx"], ["has 'mx'", "m9, mstd0.5"]),
+        (["AUG.AUTO_AUGMENT=rand-m9-x5"], ["has 'x5'"]),
+        (["AUG.AUTO_AUGMENT=v9"], ["'v9'"]),
+        (["TRAIN.EPOCHS=1:30"], ["YAML reads 1:30 as 90"]),
+        (["TRAIN.EPOCHS=010"], ["YAML reads 010 as 8"]),
+        (["DATA.WORKERS=100000"], ["DATA.WORKERS must be between 0 and 1024"]),
+        (["TRAIN.LR=2020-99-99"], ["TRAIN.LR=2020-99-99 is no YAML value"]),
+    ],
+    ids=lambda value: "-".join(value)[:40] if isinstance(value, list) else None,
+)
+def test_values_with_which_nothing_would_be_learned_are_refused(write, overrides, parts):
+    with pytest.raises(ConfigError) as caught:
+        load_config(write("MODEL: {}\n"), overrides)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("TRAIN.CLIP_GRAD=null", "TRAIN.CLIP_GRAD=1e-3", "TRAIN.LAYER_DECAY=1", "TRAIN.EMA_DECAY=0.9999"),
+        *("TRAIN.EPS=1e-16", "TRAIN.MIN_LR=0", "TRAIN.WARMUP_LR=0", "AUG.SMOOTHING=0", "EVAL.CROP=1.15", "AUG.MIXUP=0"),
+        *("AUG.AUTO_AUGMENT=''", "AUG.AUTO_AUGMENT=rand-m9-mstd0.5-inc1", "AUG.AUTO_AUGMENT=original-mstd0.5"),
+        *("AUG.AUTO_AUGMENT=augmix-m5-w4-d2", "AUG.AUTO_AUGMENT=3a", "AUG.AUTO_AUGMENT=rand-mstd1-tweights-n3-p0.5"),
+        *("DATA.MEAN=[0, 0, 0]", "DATA.STD=[1, 1, 1]", "TRAIN.EPOCHS=100", "TRAIN.LR=1e-3", "MODEL.NAME='010'"),
+    ],
+)
+def test_their_neighbours_stay_allowed(write, override):
+    load_config(write("MODEL: {}\n"), [override])
+
+
+def test_what_timm_takes_of_a_policy_is_what_is_allowed(write):
+    """Every policy of a published recipe builds, and so does each name that is allowed."""
+    from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
+
+    from elsa.engine.augment_policy import POLICIES, fault
+
+    for name in POLICIES:
+        build = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}.get(name, auto_augment_transform)
+        build(f"{name}-mstd0.5", {})
+        assert fault(f"{name}-mstd0.5") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("BASE:\n", "BASE: 5\n", "BASE: [1]\n", 'BASE: "a\\0b"\n', "MODEL:\n  ? [a, b]\n  : 1\n"),
+        *("MODEL: {NAME: !!int x}\n", "MODEL: {NAME: 2020-99-99}\n", "TRAIN: {EPOCHS: 1:30}\n"),
+        "MODEL: {KWARGS: " + "{a: " * 2000 + "1" + "}" * 2000 + "}\n",
+    ],
+    ids=lambda text: text[:20],
+)
+def test_odd_yaml_is_refused_in_a_line(write, text):
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(text))
+    assert "\n" not in str(caught.value)

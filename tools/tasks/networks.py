@@ -59,11 +59,15 @@ def build_model(config: CfgNode, pretrained: bool) -> nn.Module:
     network, model, size = create_network(config), config.MODEL, config.DATA.IMG_SIZE
     try:
         with torch.inference_mode():
-            shape = tuple(network.eval()(torch.zeros(1, model.IN_CHANS, size, size)).shape)
+            out = network.eval()(torch.zeros(1, model.IN_CHANS, size, size))
     except (ValueError, RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"{model.NAME} cannot take images of DATA.IMG_SIZE {size}: {reason}") from error
-    assert shape == (1, model.NUM_CLASSES), f"{model.NAME} gives {shape}"
+    shape = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+    if shape != (1, model.NUM_CLASSES):
+        raise ConfigError(
+            f"{model.NAME} with {dict(model.KWARGS)} gives {shape} for an image, no {model.NUM_CLASSES} logits"
+        )
     if model.GRAD_CHECKPOINTING:
         network.set_grad_checkpointing()
     if pretrained and model.PRETRAINED:
