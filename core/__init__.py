@@ -15,8 +15,7 @@ from .files import (
 from .log import logger, setup_logging
 from .progress import Progress
 from .seeds import mix_seed, seed_everything
-
-__version__ = "0.2.0"
+from .version import __version__
 
 __all__ = [
     "CheckpointError",

@@ -20,7 +20,7 @@ import safetensors
 from .errors import ConfigError
 
 
-def write_then_rename(path: Path, write: Callable[[Path], None]) -> None:
+def write_then_rename(path: Path, write: Callable[[Path], object]) -> None:
     """Calls ``write`` on a name beside ``path``, flushes it to the disk, then renames it over ``path``.
 
     What a killed process leaves behind, ``sweep`` removes.

@@ -65,7 +65,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any], weights: Mapping[str, T
     the same best files. The ``last.pt`` that was there becomes ``previous.pt``.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    about = {name: json.dumps(state[name]) for name in ("epoch", "classes", "config") if name in state}
+    about: dict[str, str] = {name: json.dumps(state[name]) for name in ("epoch", "classes", "config") if name in state}
     about["arch"] = state["arch"]
 
     def save(path: Path) -> None:

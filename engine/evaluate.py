@@ -57,7 +57,8 @@ def evaluate(
     was_training = model.training
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=runtime.device)
-    count, bad, predictions = 0, [], []
+    count, bad = 0, []
+    predictions: list[tuple[int, int, int, float]] = []
     for batch in batches:
         bad.extend(batch.bad)
         if not len(batch.targets):
@@ -69,8 +70,8 @@ def evaluate(
         logits = logits.float()
         best = logits.topk(min(5, logits.shape[1])).indices
         hits = best == targets[:, None]
-        loss = F.cross_entropy(logits, targets, reduction="none")
-        sums += torch.stack([hits[:, 0].sum(), hits.sum(), loss.double().sum()]).double()
+        losses = F.cross_entropy(logits, targets, reduction="none")
+        sums += torch.stack([hits[:, 0].sum(), hits.sum(), losses.double().sum()]).double()
         count += len(targets)
         if keep_predictions:
             confidence = logits.softmax(1).amax(1)

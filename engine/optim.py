@@ -40,7 +40,8 @@ def build_optimizer(model: nn.Module, config: CfgNode) -> torch.optim.Optimizer:
             return param_groups_weight_decay(module, **common)
         return param_groups_layer_decay(module, layer_decay=train.LAYER_DECAY, **common)
 
-    on_gpu = next(model.parameters()).is_cuda
+    fused = next(model.parameters()).is_cuda and train.OPTIMIZER in ("adam", "adamw")
+    further: dict[str, Any] = {"fused": True} if fused else {}
     try:
         return create_optimizer_v2(
             model,
@@ -50,7 +51,7 @@ def build_optimizer(model: nn.Module, config: CfgNode) -> torch.optim.Optimizer:
             betas=train.BETAS,
             eps=train.EPS,
             param_group_fn=groups,
-            **({"fused": True} if on_gpu and train.OPTIMIZER in ("adam", "adamw") else {}),
+            **further,
         )
     except (ValueError, TypeError, RuntimeError, AssertionError, ImportError) as error:
         raise ConfigError(f"TRAIN.OPTIMIZER {train.OPTIMIZER} cannot be used here: {error}") from error
@@ -59,7 +60,7 @@ def build_optimizer(model: nn.Module, config: CfgNode) -> torch.optim.Optimizer:
 def check_optimizer(name: str, where: str) -> None:
     """Raises ConfigError, naming ``where`` it stands, unless timm has an optimizer of that name."""
     if name not in list_optimizers():
-        raise ConfigError(f"{where} {name!r} is no timm optimizer{did_you_mean(name, list_optimizers())}")
+        raise ConfigError(f"{where} {name!r} is no timm optimizer{did_you_mean(name, map(str, list_optimizers()))}")
     if name in SECOND_ORDER:
         raise ConfigError(f"{where} {name!r} needs second derivatives, which are not computed")
 
@@ -84,11 +85,11 @@ class TimmSchedule:
 def build_schedule(optimizer: torch.optim.Optimizer, config: CfgNode, steps_per_epoch: int) -> tuple[TimmSchedule, int]:
     """timm's schedule with warm-up and cool-down, and the number of epochs to run, cool-down included."""
     train = config.TRAIN
-    shape = {
+    shapes: dict[str, dict[str, Any]] = {
         "cosine": dict(sched="cosine"),
         "linear": dict(sched="poly", decay_rate=1.0),
         "constant": dict(sched="constant"),
-    }[train.SCHEDULE]
+    }
     schedule, _ = create_scheduler_v2(
         optimizer,
         num_epochs=train.EPOCHS,
@@ -98,6 +99,6 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: CfgNode, steps_per_
         min_lr=train.MIN_LR,
         step_on_epochs=train.LR_EVERY == "epoch",
         updates_per_epoch=steps_per_epoch,
-        **shape,
+        **shapes[train.SCHEDULE],
     )
     return TimmSchedule(schedule, steps_per_epoch), train.EPOCHS + train.COOLDOWN_EPOCHS

@@ -71,8 +71,8 @@ class Step(ABC):
         losses, terms, count = [], [], 0
         for index, batch in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
-            wait = isinstance(self.model, DistributedDataParallel) and not last
-            with self.model.no_sync() if wait else nullcontext():
+            alone = self.model.no_sync if isinstance(self.model, DistributedDataParallel) and not last else nullcontext
+            with alone():
                 loss, parts = self.loss(batch)
                 self.scaler.scale(loss / len(micro_batches)).backward()
             losses.append(loss.detach())

@@ -143,10 +143,11 @@ def autocast_inputs(value: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return value, logits
     dtype = torch.get_autocast_dtype(device)
-    return tuple(
-        tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
-        for tensor in (value, logits)
-    )
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
+
+    return cast(value), cast(logits)
 
 
 def _autocast_forward(value, logits, *rest):

@@ -116,6 +116,7 @@ class ELSA(nn.Module):
     def hadamard_attention(self, query: Tensor, key: Tensor) -> Tensor:
         """Queries and keys, (B, H, W, C_q) each → attention logits (B, H, W, G·K²)."""
         mix, activation, expand = self.attn
+        assert isinstance(expand, nn.Conv2d)
         hadamard = (query * key * self.scale).permute(0, 3, 1, 2)  # a channels-last NCHW view
         local = activation(mix(hadamard))
         if expand.groups > 1:

@@ -104,7 +104,7 @@ def load_pretrained(
     ignored = {tensor for pattern in ignore for tensor in fnmatch.filter([*own, *tensors], pattern)}
     wanted = {key: value for key, value in own.items() if key not in ignored}
     given = {key: value for key, value in tensors.items() if key not in ignored}
-    adapted = model.adapt_state_dict(given) if hasattr(model, "adapt_state_dict") else given
+    adapted = adapt_state_dict(given, model)
     resized = tuple(
         f"{key} {_size(given[key])} → {_size(adapted[key])}" for key in given if adapted[key] is not given[key]
     )
@@ -127,6 +127,11 @@ def load_pretrained(
     return LoadReport(entry, len(given), len(own), tuple(sorted(ignored & own.keys())), resized)
 
 
+def adapt_state_dict(tensors: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """A state dict fitted to the model where it knows how: VOLO's position embedding to another input size."""
+    return model.adapt_state_dict(tensors) if hasattr(model, "adapt_state_dict") else tensors
+
+
 def _is_plain(value: Any) -> bool:
     """Whether it is a tensor with a value for each element: not sparse, not on the meta device."""
     return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
@@ -136,7 +141,7 @@ def _size(tensor: Tensor) -> str:
     return "×".join(map(str, tensor.shape))
 
 
-def load_backbone(model: nn.Module, checkpoint: str | Path, trust: bool = False) -> LoadReport:
+def load_backbone(model: Any, checkpoint: str | Path, trust: bool = False) -> LoadReport:
     """Starts a dense backbone from a classifier, or from the backbone of a detector or segmentor.
 
     What only maps have (``norm0…norm3``) stays as initialised, what only classifiers have (their last norm, their head)

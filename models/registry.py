@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from torch import Tensor, nn
+from torch import nn
 
+from .pretrained import adapt_state_dict
 from .swin import ELSASwin
 from .volo import ELSAVOLO
 
@@ -87,7 +88,7 @@ def _register(name: str, spec: SwinSpec | VOLOSpec) -> None:
             spec.network,
             name,
             pretrained,
-            pretrained_filter_fn=_adapt,
+            pretrained_filter_fn=adapt_state_dict,
             feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls="getter"),
             **{**asdict(spec), **kwargs},
         )
@@ -95,11 +96,6 @@ def _register(name: str, spec: SwinSpec | VOLOSpec) -> None:
     entrypoint.__name__ = entrypoint.__qualname__ = name
     entrypoint.__doc__ = f"{spec}; keyword arguments are those of {spec.network.__name__}."
     globals()[name] = register_model(entrypoint)
-
-
-def _adapt(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """A state dict fitted to the model where it knows how: VOLO's position embedding to another input size."""
-    return model.adapt_state_dict(tensors) if hasattr(model, "adapt_state_dict") else tensors
 
 
 for _name, _spec in VARIANTS.items():

@@ -5,6 +5,7 @@ One trunk, ``SwinStages``, serves classification (``ELSASwin``) and detection an
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from .layers import (
 )
 
 ATTENTIONS = ("elsa", "window")
+Arguments = dict[str, Any]
 
 
 class Stage(nn.Module):
@@ -35,7 +37,7 @@ class Stage(nn.Module):
     def __init__(self, blocks: Sequence[nn.Module], dim: int, merge: bool) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
-        self.downsample = PatchMerging(dim) if merge else nn.Identity()
+        self.downsample: nn.Module = PatchMerging(dim) if merge else nn.Identity()
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,13 +103,17 @@ class SwinStages(nn.Module):
         self.absolute_pos_embed = nn.Parameter(self._ape_table()) if ape else None
         self.pos_drop = nn.Dropout(drop_rate)
 
-        common = dict(mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, attn_drop=attn_drop_rate, proj_drop=proj_drop_rate)
-        elsa = dict(kernel_size=elsa_kernel, group_width=group_width, lam=lam, gamma=gamma, qk_scale=qk_scale)
-        window = dict(window_size=window_size, shift_small_maps=shift_small_maps)
+        common: dict[str, Any] = dict(
+            mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, attn_drop=attn_drop_rate, proj_drop=proj_drop_rate
+        )
+        elsa: dict[str, Any] = dict(
+            kernel_size=elsa_kernel, group_width=group_width, lam=lam, gamma=gamma, qk_scale=qk_scale
+        )
+        window: dict[str, Any] = dict(window_size=window_size, shift_small_maps=shift_small_maps)
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         self.layers = nn.ModuleList()
         for stage, dim in enumerate(self.stage_dims):
-            blocks = []
+            blocks: list[nn.Module] = []
             for index in range(depths[stage]):
                 heads, rate = num_heads[stage], next(rates)
                 if attention[stage] == "elsa":
@@ -125,6 +131,7 @@ class SwinStages(nn.Module):
     def _position_embedding(self, height: int, width: int) -> Tensor:
         """The absolute position embedding for a map: (1, height, width, C)."""
         table = self.absolute_pos_embed
+        assert table is not None
         if table.ndim == 4:
             return resize_map(table, (height, width)).permute(0, 2, 3, 1)
         return resize_position_table(table, self.patch_embed.grid_size, (height, width)).unflatten(1, (height, width))
@@ -136,9 +143,21 @@ class SwinStages(nn.Module):
             x = x + self._position_embedding(*x.shape[1:3])
         return self.pos_drop(x)
 
+    def maps(self, x: Tensor, stages: int | None = None) -> Iterator[Tensor]:
+        """The map (B, H, W, C_i) that each stage makes of the embedded image, before patch merging, one after the
+        other; of the first ``stages`` alone, or of all."""
+        before: Stage | None = None
+        for stage in self._stages()[:stages]:
+            x = stage(x if before is None else before.downsample(x))
+            before = stage
+            yield x
+
+    def _stages(self) -> list[Stage]:
+        return [stage for stage in self.layers if isinstance(stage, Stage)]
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in backward instead of keeping its activations."""
-        for stage in self.layers:
+        for stage in self._stages():
             stage.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
@@ -165,7 +184,7 @@ class ELSASwin(SwinStages):
             dict(num_chs=dim, reduction=4 * 2**stage, module=f"layers.{stage}")
             for stage, dim in enumerate(self.stage_dims)
         ]
-        self.norm = nn.LayerNorm(self.num_features)
+        self.norm: nn.Module = nn.LayerNorm(self.num_features)
         self.head_drop = nn.Dropout(self.pos_drop.p)
         self.reset_classifier(num_classes, global_pool)
 
@@ -175,10 +194,8 @@ class ELSASwin(SwinStages):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) → the normalised last map, (B, ⌈H/32⌉, ⌈W/32⌉, C)."""
-        x = self.embed(x)
-        for stage in self.layers:
-            x = stage.downsample(stage(x))
-        return self.norm(x)
+        maps = self.maps(self.embed(x))
+        return self.norm(functools.reduce(lambda _, last: last, maps))  # none but the last is kept
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map → logits (B, num_classes), or the pooled features with ``pre_logits``."""
@@ -212,17 +229,14 @@ class ELSASwin(SwinStages):
         if output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"output_fmt must be NCHW or NHWC, got {output_fmt!r}")
         wanted = select_stages(indices, len(self.layers))
-        last, intermediates = max(wanted), []
-        x = self.embed(x)
-        for index, stage in enumerate(self.layers[: last + 1] if stop_early else self.layers):
-            x = level = stage(x if index == 0 else self.layers[index - 1].downsample(x))
+        final, intermediates = len(self.stage_dims) - 1, []
+        for index, level in enumerate(self.maps(self.embed(x), max(wanted) + 1 if stop_early else None)):
             if index in wanted:
-                if norm and index == len(self.stage_dims) - 1:
-                    level = self.norm(level)
-                intermediates.append(level.permute(0, 3, 1, 2) if output_fmt == "NCHW" else level)
+                shown = self.norm(level) if norm and index == final else level
+                intermediates.append(shown.permute(0, 3, 1, 2) if output_fmt == "NCHW" else shown)
         if intermediates_only:
             return intermediates
-        return (self.norm(x) if index == len(self.stage_dims) - 1 else x), intermediates
+        return (self.norm(level) if index == final else level), intermediates
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -252,7 +266,7 @@ class ELSASwin(SwinStages):
             self.global_pool = global_pool
         self.num_classes = num_classes
         if not num_classes:
-            self.head = nn.Identity()
+            self.head: nn.Module = nn.Identity()
             return
         like = self.patch_embed.proj.weight
         self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
@@ -346,9 +360,9 @@ class ELSASwinMaps(SwinStages):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, C_in, H, W) → one (B, C_i, ⌈H/s⌉, ⌈W/s⌉) map per out index, s = 4 · 2^i."""
-        x, maps = self.embed(x), []
-        for index, stage in enumerate(self.layers[: max(self.out_indices) + 1]):
-            x = stage(x if index == 0 else self.layers[index - 1].downsample(x))
-            if index in self.out_indices:
-                maps.append(self.get_submodule(f"norm{index}")(x).permute(0, 3, 1, 2))
-        return maps
+        levels = enumerate(self.maps(self.embed(x), max(self.out_indices) + 1))
+        return [
+            self.get_submodule(f"norm{index}")(level).permute(0, 3, 1, 2)
+            for index, level in levels
+            if index in self.out_indices
+        ]

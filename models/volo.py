@@ -83,8 +83,8 @@ class ELSAVOLO(VOLO):
             )
         _check_pooling(global_pool)
         super().__init__(
-            layers,
-            img_size=_whole_patches(img_size),
+            list(layers),
+            img_size=_whole_patches(img_size),  # type: ignore[arg-type]  # timm takes pairs, and says int
             in_chans=in_chans,
             num_classes=num_classes,
             global_pool=global_pool,
@@ -100,7 +100,9 @@ class ELSAVOLO(VOLO):
             drop_path_rate=drop_path_rate,
         )
         if attention == "elsa":
-            block = dict(mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, attn_drop=attn_drop_rate, kernel_size=elsa_kernel)
+            block: dict[str, Any] = dict(
+                mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, attn_drop=attn_drop_rate, kernel_size=elsa_kernel
+            )
             block |= dict(group_width=group_width, lam=lam, gamma=gamma, qk_scale=qk_scale)
             self.network[0] = nn.Sequential(
                 *(ELSABlock(embed_dims[0], num_heads[0], **block) for _ in range(layers[0]))
@@ -121,7 +123,7 @@ class ELSAVOLO(VOLO):
             if index == 1:
                 x = pad_to_multiple(x, 2)  # the downsampling
             if index == 2:
-                x = self.pos_drop(x + _resized(self.pos_embed, tuple(x.shape[1:3])))
+                x = self.pos_drop(x + _resized(self.pos_embed, x.shape[1:3]))
             recompute = self.grad_checkpointing and torch.is_grad_enabled() and isinstance(module, nn.Sequential)
             x = checkpoint_seq(module, x, use_reentrant=False) if recompute else module(x)
             yield x
@@ -144,7 +146,7 @@ class ELSAVOLO(VOLO):
 
     # ---- classification and token labeling
 
-    def forward(
+    def forward(  # type: ignore[override]  # token labeling asks for more
         self, x: Tensor, mix_box: Tensor | None = None, token_logits: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Images (B, C_in, H, W) → logits (B, classes).
@@ -277,7 +279,8 @@ class ELSAVOLOMaps(ELSAVOLO):
         if frozen_stages not in range(-1, stages + 1):
             raise ValueError(f"frozen_stages must be -1 … {stages}, got {frozen_stages}")
         self.out_indices, self.frozen_stages = tuple(out_indices), frozen_stages
-        self.post_network, self.norm, self.cls_token = None, nn.Identity(), None
+        self.post_network, self.norm = None, nn.Identity()
+        self.register_parameter("cls_token", None)
         narrow, wide = trunk.get("embed_dims", (192, 384))
         if 0 in self.out_indices:
             self.upsample = nn.ConvTranspose2d(narrow, narrow, 2, 2)
@@ -303,7 +306,7 @@ class ELSAVOLOMaps(ELSAVOLO):
             module.eval()
         return self
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor) -> list[Tensor]:  # type: ignore[override]  # maps, not logits
         """(B, C_in, H, W) → one (B, C_i, ⌈H/s⌉, ⌈W/s⌉) map per out index, s = 4 · 2^i."""
         height, width = x.shape[-2:]
         of_stages = [level.permute(0, 3, 1, 2) for level in self.maps(self.embed(x))]
@@ -319,9 +322,10 @@ class ELSAVOLOMaps(ELSAVOLO):
         return maps
 
 
-def _resized(table: Tensor, grid: tuple[int, int]) -> Tensor:
+def _resized(table: Tensor, grid: Sequence[int]) -> Tensor:
     """Position embedding (1, H, W, C) → (1, *grid, C), bicubic."""
-    return resize_map(table.permute(0, 3, 1, 2), grid).permute(0, 2, 3, 1)
+    height, width = grid
+    return resize_map(table.permute(0, 3, 1, 2), (height, width)).permute(0, 2, 3, 1)
 
 
 def _whole_patches(img_size: int | tuple[int, int]) -> tuple[int, int]:

@@ -35,6 +35,10 @@ pip=(.venv/bin/python -m pip --disable-pip-version-check install -q)
 "${pip[@]}" -c "$constraints" "${requirements[@]}" "setuptools>=77" wheel ninja
 [ -z "$what" ] || "${pip[@]}" --no-deps -r requirements/dense_mm.txt
 PATH="$PWD/.venv/bin:$PATH" "${pip[@]}" --no-build-isolation --no-deps -e .  # PATH: ninja
+# Links make elsa.* a folder on the disk: type checkers and editors see what the interpreter sees, new modules at once.
+mkdir -p .venv/links/elsa
+for package in core kernels models data engine tools; do ln -sfn "../../../$package" ".venv/links/elsa/$package"; done
+echo "$PWD/.venv/links" > "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/elsa_links.pth"
 .venv/bin/python -c "from elsa.kernels import backend_info
 for name, state in backend_info().items(): print(f'setup: operator, {name}: {state}')"
 rm -f .venv/.installed*

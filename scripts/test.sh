@@ -6,4 +6,6 @@ bash scripts/setup.sh --test
 export OMP_WAIT_POLICY=PASSIVE
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-exec .venv/bin/python -m pytest "$@"
+.venv/bin/mypy
+# Two processes of one thread each take less time than one of two; a file's tests share what its fixtures made.
+exec env OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} .venv/bin/python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadfile "$@"

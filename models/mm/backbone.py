@@ -83,7 +83,7 @@ def DenseBackbone(  # a factory with a class's name: mmengine builds it by that
     is_swin = isinstance(spec, SwinSpec)
     network = SwinBackbone if is_swin else VOLOBackbone
     arguments = {**asdict(spec), "drop_path_rate": drop_path_rate}
-    if variant in WINDOWED:
+    if variant in WINDOWED and isinstance(spec, SwinSpec):
         arguments["attention"] = ("window",) * len(spec.depths)
     known = {*inspect.signature(SwinStages if is_swin else ELSAVOLO).parameters, *(["shift_small_maps"] * is_swin)}
     for name in model_args or {}:

@@ -23,6 +23,8 @@ class ClassWeightedLoss(nn.Module):
         loss_name: as mmseg names it; what starts with ``loss_`` is part of the total.
     """
 
+    class_weight: Tensor | None
+
     def __init__(
         self, class_weight: Sequence[float] | None = None, loss_weight: float = 1.0, loss_name: str = "loss_ce"
     ) -> None:
