@@ -5,7 +5,7 @@ One trunk, ``SwinStages``, serves classification (``ELSASwin``) and detection an
 
 from __future__ import annotations
 
-import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,6 +23,7 @@ from .layers import (
     resize_position_table,
     select_stages,
 )
+from .maps import Frozen, Intermediates, last_map
 
 ATTENTIONS = ("elsa", "window")
 Arguments = dict[str, Any]
@@ -143,11 +144,10 @@ class SwinStages(nn.Module):
             x = x + self._position_embedding(*x.shape[1:3])
         return self.pos_drop(x)
 
-    def maps(self, x: Tensor, stages: int | None = None) -> Iterator[Tensor]:
-        """The map (B, H, W, C_i) that each stage makes of the embedded image, before patch merging, one after the
-        other; of the first ``stages`` alone, or of all."""
+    def maps(self, x: Tensor) -> Iterator[Tensor]:
+        """The map (B, H, W, C_i) that each stage makes of the embedded image, before patch merging, one by one."""
         before: Stage | None = None
-        for stage in self._stages()[:stages]:
+        for stage in self._stages():
             x = stage(x if before is None else before.downsample(x))
             before = stage
             yield x
@@ -165,7 +165,7 @@ class SwinStages(nn.Module):
         return set() if self.absolute_pos_embed is None else {"absolute_pos_embed"}
 
 
-class ELSASwin(SwinStages):
+class ELSASwin(Intermediates, SwinStages):
     """ELSA-Swin for classification: the stages, LayerNorm, mean over positions, linear head. A timm model.
 
     Args:
@@ -180,6 +180,7 @@ class ELSASwin(SwinStages):
     ) -> None:
         super().__init__(shift_small_maps=shift_small_maps, **trunk)
         self.num_features = self.head_hidden_size = self.stage_dims[-1]
+        self.stage_ends, self.norm_from = list(range(len(self.stage_dims))), len(self.stage_dims) - 1
         self.feature_info = [
             dict(num_chs=dim, reduction=4 * 2**stage, module=f"layers.{stage}")
             for stage, dim in enumerate(self.stage_dims)
@@ -194,8 +195,10 @@ class ELSASwin(SwinStages):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) → the normalised last map, (B, ⌈H/32⌉, ⌈W/32⌉, C)."""
-        maps = self.maps(self.embed(x))
-        return self.norm(functools.reduce(lambda _, last: last, maps))  # none but the last is kept
+        return self.finish(last_map(self.maps(self.embed(x))))
+
+    def finish(self, level: Tensor) -> Tensor:
+        return self.norm(level)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map → logits (B, num_classes), or the pooled features with ``pre_logits``."""
@@ -207,43 +210,13 @@ class ELSASwin(SwinStages):
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The maps of the stages, before patch merging.
-
-        Args:
-            x: (B, C_in, H, W).
-            indices: the last n stages (int), the stages named (sequence, negative from the end), or all (None).
-            norm: applies the final LayerNorm to the last stage's map.
-            stop_early: runs no stage after the last one asked for.
-            output_fmt: "NCHW" or "NHWC".
-            intermediates_only: returns the list alone, without the final map.
-        """
-        if output_fmt not in ("NCHW", "NHWC"):
-            raise ValueError(f"output_fmt must be NCHW or NHWC, got {output_fmt!r}")
-        wanted = select_stages(indices, len(self.layers))
-        final, intermediates = len(self.stage_dims) - 1, []
-        for index, level in enumerate(self.maps(self.embed(x), max(wanted) + 1 if stop_early else None)):
-            if index in wanted:
-                shown = self.norm(level) if norm and index == final else level
-                intermediates.append(shown.permute(0, 3, 1, 2) if output_fmt == "NCHW" else shown)
-        if intermediates_only:
-            return intermediates
-        return (self.norm(level) if index == final else level), intermediates
-
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drops what the maps named by ``indices`` do not need; returns their indices."""
-        wanted = select_stages(indices, len(self.layers))
+        wanted = select_stages(indices, len(self.stage_ends))
         last = max(wanted)
+        self.stage_ends = self.stage_ends[: last + 1]
         self.layers = self.layers[: last + 1]
         self.layers[-1].downsample = nn.Identity()
         if last < len(self.stage_dims) - 1:
@@ -300,7 +273,7 @@ class ELSASwin(SwinStages):
         )
 
 
-class ELSASwinMaps(SwinStages):
+class ELSASwinMaps(Frozen, SwinStages):
     """ELSA-Swin as a backbone: images of any size → maps at strides 4, 8, 16, 32, each after its own LayerNorm.
 
     Args:
@@ -326,11 +299,7 @@ class ELSASwinMaps(SwinStages):
     ) -> None:
         super().__init__(shift_small_maps=shift_small_maps, **trunk)
         stages = len(self.stage_dims)
-        if not out_indices or any(index not in range(stages) for index in out_indices):
-            raise ValueError(f"out_indices must name stages 0 … {stages - 1}, got {tuple(out_indices)}")
-        if frozen_stages not in range(-1, stages + 1):
-            raise ValueError(f"frozen_stages must be -1 … {stages}, got {frozen_stages}")
-        self.out_indices, self.frozen_stages = tuple(out_indices), frozen_stages
+        self.choose(out_indices, stages, frozen_stages, stages)
         for index in self.out_indices:
             self.add_module(f"norm{index}", nn.LayerNorm(self.stage_dims[index]))
         for parameter in self._frozen_parameters():
@@ -339,7 +308,7 @@ class ELSASwinMaps(SwinStages):
     def _ape_table(self) -> Tensor:
         return nn.init.trunc_normal_(torch.empty(1, self.stage_dims[0], *self.patch_embed.grid_size), std=0.02)
 
-    def _frozen_modules(self) -> list[nn.Module]:
+    def frozen_modules(self) -> list[nn.Module]:
         if self.frozen_stages < 0:
             return []
         return [self.patch_embed, self.pos_drop, *self.layers[: self.frozen_stages]]
@@ -347,22 +316,16 @@ class ELSASwinMaps(SwinStages):
     def _frozen_parameters(self) -> Iterator[nn.Parameter]:
         """Of the frozen modules, and of what no returned map depends on: gradient reducers refuse such leftovers."""
         last = self.layers[max(self.out_indices)]
-        for module in (*self._frozen_modules(), last.downsample, *self.layers[max(self.out_indices) + 1 :]):
+        for module in (*self.frozen_modules(), last.downsample, *self.layers[max(self.out_indices) + 1 :]):
             yield from module.parameters()
         if self.frozen_stages >= 0 and self.absolute_pos_embed is not None:
             yield self.absolute_pos_embed
 
-    def train(self, mode: bool = True) -> ELSASwinMaps:
-        super().train(mode)
-        for module in self._frozen_modules():
-            module.eval()
-        return self
-
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, C_in, H, W) → one (B, C_i, ⌈H/s⌉, ⌈W/s⌉) map per out index, s = 4 · 2^i."""
-        levels = enumerate(self.maps(self.embed(x), max(self.out_indices) + 1))
+        levels = itertools.islice(self.maps(self.embed(x)), max(self.out_indices) + 1)
         return [
             self.get_submodule(f"norm{index}")(level).permute(0, 3, 1, 2)
-            for index, level in levels
+            for index, level in enumerate(levels)
             if index in self.out_indices
         ]

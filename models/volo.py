@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from .elsa import ELSABlock
 from .layers import init_linear_layers, pad_to_multiple, resize_map, select_stages
+from .maps import Frozen, Intermediates, last_map
 
 PATCH = 8  # pixels between positions of the first stage
 ATTENTIONS = ("elsa", "outlook")
 
 
-class ELSAVOLO(VOLO):
+class ELSAVOLO(Intermediates, VOLO):
     """A first stage of ELSA blocks at stride 8, transformer stages at stride 16, class attention, two heads.
 
     The logits are those of the class token plus half the largest ones of the patch tokens. State-dict names are VOLO's.
@@ -49,6 +50,7 @@ class ELSAVOLO(VOLO):
     """
 
     token_stride = 2 * PATCH
+    norm_from = 2  # of the modules of ``network``: the first stage and the downsampling come before
 
     def __init__(
         self,
@@ -128,20 +130,16 @@ class ELSAVOLO(VOLO):
             x = checkpoint_seq(module, x, use_reentrant=False) if recompute else module(x)
             yield x
 
-    def forward_tokens(self, x: Tensor) -> Tensor:
-        """The embedded image → patch tokens (B, N, C), N = ⌈H/16⌉ · ⌈W/16⌉, row by row."""
-        *_, last = self.maps(x)
-        return last.flatten(1, 2)
-
     def forward_features(self, x: Tensor, mix_box: Tensor | None = None) -> Tensor:
         """Images → normalised tokens, the class token first: (B, 1 + N, C)."""
         x = self.embed(x)
         if mix_box is not None:
             x = torch.where(self._in_box(mix_box, x), x.flip(0), x)
-        return self._finish(self.forward_tokens(x))
+        return self.finish(last_map(self.maps(x)))
 
-    def _finish(self, tokens: Tensor) -> Tensor:
-        """Patch tokens → all tokens after class attention and the final LayerNorm."""
+    def finish(self, level: Tensor) -> Tensor:
+        """The last map → its N = ⌈H/16⌉ · ⌈W/16⌉ tokens, row by row, after class attention and the final LayerNorm."""
+        tokens = level.flatten(1, 2)
         return self.norm(tokens if self.post_network is None else self.forward_cls(tokens))
 
     # ---- classification and token labeling
@@ -197,46 +195,14 @@ class ELSAVOLO(VOLO):
 
     # ---- maps
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The maps of the four stages: the first at stride 8, the others at stride 16.
-
-        Args:
-            x: (B, C_in, H, W), any size.
-            indices: the last n stages (int), the stages named (sequence, negative from the end), or all (None).
-            norm: applies the final LayerNorm to the maps that have its width, all but the first.
-            stop_early: runs no stage after the last one asked for.
-            output_fmt: "NCHW" or "NHWC".
-            intermediates_only: returns the list alone, without the tokens of ``forward_features``.
-        """
-        if output_fmt not in ("NCHW", "NHWC"):
-            raise ValueError(f"output_fmt must be NCHW or NHWC, got {output_fmt!r}")
-        wanted = [self.stage_ends[stage] for stage in select_stages(indices, len(self.stage_ends))]
-        intermediates = []
-        for index, level in enumerate(self.maps(self.embed(x))):
-            if index in wanted:
-                shown = self.norm(level) if norm and index >= 2 else level
-                intermediates.append(shown.permute(0, 3, 1, 2) if output_fmt == "NCHW" else shown)
-            if stop_early and index == max(wanted):
-                break
-        if intermediates_only:
-            return intermediates
-        whole = index == len(self.network) - 1
-        return (self._finish(level.flatten(1, 2)) if whole else level), intermediates
-
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drops what the maps named by ``indices`` do not need; returns their indices."""
         wanted = select_stages(indices, len(self.stage_ends))
-        return super().prune_intermediate_layers(wanted, prune_norm, prune_head)
+        kept = super().prune_intermediate_layers(wanted, prune_norm, prune_head)
+        self.stage_ends = self.stage_ends[: max(kept) + 1]
+        return kept
 
     # ---- sizes
 
@@ -255,7 +221,7 @@ class ELSAVOLO(VOLO):
         return {**tensors, "pos_embed": _resized(table, grid).contiguous()}
 
 
-class ELSAVOLOMaps(ELSAVOLO):
+class ELSAVOLOMaps(Frozen, ELSAVOLO):
     """ELSA-VOLO as a backbone: images of any size → maps at strides 4, 8, 16, 32, each after its own LayerNorm.
 
     VOLO has two strides, 8 and 16. As in the simple feature pyramid of ViTDet (arXiv 2203.16527) a transposed
@@ -273,12 +239,7 @@ class ELSAVOLOMaps(ELSAVOLO):
 
     def __init__(self, out_indices: Sequence[int] = (0, 1, 2, 3), frozen_stages: int = -1, **trunk: Any) -> None:
         super().__init__(**{**trunk, "num_classes": 0, "global_pool": "avg"})
-        levels, stages = 4, len(self.stage_ends)
-        if not out_indices or any(index not in range(levels) for index in out_indices):
-            raise ValueError(f"out_indices must name levels 0 … {levels - 1}, got {tuple(out_indices)}")
-        if frozen_stages not in range(-1, stages + 1):
-            raise ValueError(f"frozen_stages must be -1 … {stages}, got {frozen_stages}")
-        self.out_indices, self.frozen_stages = tuple(out_indices), frozen_stages
+        self.choose(out_indices, 4, frozen_stages, len(self.stage_ends))
         self.post_network, self.norm = None, nn.Identity()
         self.register_parameter("cls_token", None)
         narrow, wide = trunk.get("embed_dims", (192, 384))
@@ -289,22 +250,16 @@ class ELSAVOLOMaps(ELSAVOLO):
         if max(self.out_indices) < 2:
             self.network = self.network[:1]
             self.pos_embed.requires_grad_(False)
-        for module in self._frozen_modules():
+        for module in self.frozen_modules():
             module.requires_grad_(False)
         if frozen_stages > 1:
             self.pos_embed.requires_grad_(False)
 
-    def _frozen_modules(self) -> list[nn.Module]:
+    def frozen_modules(self) -> list[nn.Module]:
         if self.frozen_stages < 0:
             return []
         ends = [-1, *self.stage_ends]
         return [self.patch_embed, *self.network[: ends[self.frozen_stages] + 1]]
-
-    def train(self, mode: bool = True) -> ELSAVOLOMaps:
-        super().train(mode)
-        for module in self._frozen_modules():
-            module.eval()
-        return self
 
     def forward(self, x: Tensor) -> list[Tensor]:  # type: ignore[override]  # maps, not logits
         """(B, C_in, H, W) → one (B, C_i, ⌈H/s⌉, ⌈W/s⌉) map per out index, s = 4 · 2^i."""

@@ -1,13 +1,14 @@
-"""Our backbones and parts of heads in mmengine's registries. Importing it registers them.
+"""Our backbones and parts of heads in mmengine's registries, and the operators that mmcv lacks.
 
-It has to come before anything imports ``mmcv.ops``: see ``operators``.
+Importing it registers ``DenseBackbone`` and ``ClassWeightedLoss`` (``elsa.models.mm.roi`` has Float32RoIExtractor, which
+needs mmdet). It has to come before ``mmdet.apis``, ``mmseg.apis`` and whatever else imports ``mmcv.ops``: see
+``operators``. Where that was forgotten and failed, it mends the next attempt.
 """
 
 from . import operators
+from .backbone import DenseBackbone
+from .loss import ClassWeightedLoss
 
 operators.provide()
-
-from .backbone import DenseBackbone  # noqa: E402
-from .loss import ClassWeightedLoss  # noqa: E402
 
 __all__ = ["ClassWeightedLoss", "DenseBackbone"]

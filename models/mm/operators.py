@@ -15,8 +15,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
-import torchvision  # noqa: F401  registers torch.ops.torchvision
 from torch import Tensor
+from torchvision.ops import nms as torchvision_nms  # importing it registers torch.ops.torchvision
 
 NAME = "mmcv._ext"
 
@@ -33,7 +33,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) ->
     boxes = boxes.float()
     if offset:
         boxes = torch.cat((boxes[:, :2], boxes[:, 2:] + offset), dim=1)
-    return torch.ops.torchvision.nms(boxes, scores.float(), iou_threshold)
+    return torchvision_nms(boxes, scores.float(), iou_threshold)
 
 
 def roi_align_forward(
