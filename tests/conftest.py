@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -36,3 +37,35 @@ def golden() -> SimpleNamespace:
 def root() -> Path:
     """The repository's root."""
     return ROOT
+
+
+def _write_coco(root: Path, names: tuple[str, ...], train: int = 8, val: int = 3) -> Path:
+    """Bright squares on noise in COCO's layout, two to a picture, of some of the classes."""
+    random = np.random.default_rng(0)
+    (root / "annotations").mkdir(parents=True)
+    for split, count in (("train2017", train), ("val2017", val)):
+        (root / split).mkdir()
+        images, annotations = [], []
+        for number in range(1, count + 1):
+            width, height = (72, 48) if number % 3 else (48, 72)
+            pixels = random.integers(0, 60, (height, width, 3), dtype=np.uint8)
+            for _ in range(2):
+                x, y = int(random.integers(0, width - 24)), int(random.integers(0, height - 24))
+                pixels[y : y + 20, x : x + 20] = 200
+                outline = [x, y, x + 20, y, x + 20, y + 20, x, y + 20]
+                annotations.append(dict(
+                    id=len(annotations) + 1, image_id=number, category_id=int(random.integers(1, 4)), area=400,
+                    bbox=[x, y, 20, 20], iscrowd=0, segmentation=[outline],
+                ))  # fmt: skip
+            Image.fromarray(pixels).save(root / split / f"{number:03d}.jpg")
+            images.append(dict(id=number, file_name=f"{number:03d}.jpg", width=width, height=height))
+        categories = [dict(id=number + 1, name=name) for number, name in enumerate(names)]
+        content = dict(images=images, annotations=annotations, categories=categories)
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture(scope="session")
+def write_coco():
+    """``write_coco(root, class names, train=8, val=3)``: a small data set in COCO's layout."""
+    return _write_coco
