@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Iterable
 from contextlib import suppress
@@ -30,6 +31,8 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> CfgNode:
     for name, text in split_overrides(overrides).items():
         try:
             value = yaml.load(text, _Loader)
+        except Misread as error:
+            raise ConfigError(f"--set {name}={text:.60}: {error}") from error
         except NOT_YAML as error:
             raise ConfigError(f"--set {name}={text:.60} is no YAML value ({_first_line(error)})") from error
         _assign(values, name, value, origin="--set")
@@ -95,30 +98,35 @@ def _plain(value: Any) -> Any:
 NOT_YAML = (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError)
 
 
+class Misread(Exception):
+    """YAML that plain loaders take otherwise than people mean it."""
+
+
 class _Loader(yaml.SafeLoader):
-    """Refuses what plain YAML takes otherwise than people mean it: a key given twice in one mapping, of which it keeps
-    the last; 1:30, which it reads as 90; 010, which it reads as 8."""
+    """Refuses a key given twice in one mapping, of which plain YAML keeps the last; 1:30, which it reads as 90; 010,
+    which it reads as 8."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: dict[str, int] = {}
         for key_node, _ in node.value:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
-                raise ConfigError(f"{self.name}: the key in line {line} is no word")
+                raise Misread(f"the key in line {line} is no word")
             if key_node.value in seen:
-                raise ConfigError(
-                    f"{self.name}: key {key_node.value!r} is given twice, in lines {seen[key_node.value]} and {line}"
-                )
+                raise Misread(f"key {key_node.value!r} is given twice, in lines {seen[key_node.value]} and {line}")
             seen[key_node.value] = line
         return super().construct_mapping(node, deep)
 
-    def construct_number(self, node: yaml.ScalarNode) -> Any:
-        text = str(node.value)
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        text, is_float = str(node.value), node.tag.endswith(":float")
+        number = super().construct_yaml_float(node) if is_float else super().construct_yaml_int(node)
         if ":" in text or re.fullmatch(r"[-+]?0[0-7_]+", text):
-            read = super().construct_yaml_float(node) if "." in text else super().construct_yaml_int(node)
-            raise ConfigError(f"YAML reads {text} as {read}: write the number that is meant, or '{text}' for the words")
-        is_float = node.tag == "tag:yaml.org,2002:float"
-        return super().construct_yaml_float(node) if is_float else super().construct_yaml_int(node)
+            where = f"line {node.start_mark.line + 1}: " if self.stream else ""
+            raise Misread(
+                f"{where}YAML reads {text} as {number}: write the number that is meant without "
+                f"{':' if ':' in text else 'a 0 before it'}, or '{text}' in quotes for the word"
+            )
+        return number
 
 
 for _kind in ("int", "float"):
@@ -143,8 +151,8 @@ def _read_file(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"config {path} does not exist{named}{near}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config {path} cannot be read: {error}") from error
-    except ConfigError as error:
-        raise ConfigError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    except Misread as error:
+        raise ConfigError(f"{path}: {error}") from error
     except NOT_YAML as error:
         raise ConfigError(f"config {path} is no YAML: {_first_line(error)}") from error
     if not isinstance(content, dict):
@@ -189,44 +197,61 @@ def coerce(key: Key, value: Any) -> Any:
         ValueError: the message reads on after the key's name.
     """
     kind = type(key.default) if key.kind is None else key.kind
-    if value is None:
-        if not key.nullable:
-            raise ValueError(f"must be {_article(kind)}, got null")
+    if value is None and key.nullable:
         return None
-    if kind in (tuple, dict):
-        if isinstance(value, str):
-            value = _literal(value)
-        if kind is tuple and isinstance(value, (list, tuple)):
-            return tuple(coerce(key.item(), item) for item in value)
-        if not isinstance(value, kind):
-            raise ValueError(f"must be {_article(kind)}, got {value!r}")
+    if kind in (tuple, dict) and isinstance(value, str):
+        value = _literal(value)
+    if kind is tuple and isinstance(value, (list, tuple)):
+        return tuple(coerce(key.item(), item) for item in value)
+    if kind is dict and isinstance(value, dict):
+        _check_argument(value)
         return dict(value)
     value = _scalar(kind, value)
+    if type(value) is not kind:
+        none = f"; {key.none()}" if key.none() else ""
+        raise ValueError(f"must be {_article(kind)}, got {'null' if value is None else _short(value)}{none}")
     if key.choices and value not in key.choices:
         near = did_you_mean(value, map(str, key.choices))
-        raise ValueError(f"must be one of {', '.join(map(str, key.choices))}, got {value!r}{near}")
+        raise ValueError(f"must be one of {', '.join(map(str, key.choices))}, got {_short(value)}{near}")
+    if isinstance(value, str) and ("\0" in value or not (value.strip() or key.empty)):
+        raise ValueError(f"must be a name, got {_short(value)}")
     if isinstance(value, (int, float)) and not isinstance(value, bool) and not key.allows(value):
-        notes = [f"{key.excluded()} excluded" if key.excluded() else "", key.instead]
-        hints = "".join(f"; {note}" for note in notes if note)
-        raise ValueError(f"must be {key.range() or 'a finite number'}, got {value}{hints}")
+        raise ValueError(f"must be {key.range() or 'a finite number'}, got {_short(value)}{key.hints()}")
     return value
 
 
 def _scalar(kind: type, value: Any) -> Any:
+    """What people write for a value of that type, as that type; all else as it is."""
     if kind is bool and isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
     if kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as a string
         with suppress(ValueError):
-            value = float(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+            return float(value)
+    if kind is float and type(value) is int:
+        return float(value) if abs(value) < 2**1000 else math.inf  # whatever its sign, out of any range
     if kind is int and isinstance(value, float) and value.is_integer():
-        value = int(value)
+        return int(value)
     if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = str(value)
-    if type(value) is not kind:
-        raise ValueError(f"must be {_article(kind)}, got {value!r}")
+        return str(value)
     return value
+
+
+def _check_argument(value: Any, where: str = "") -> None:
+    """Raises ValueError unless an argument of the model is made of finite numbers, words, true, false and null."""
+    if where.count(".") > 20:  # or without end, as YAML's aliases can be
+        raise ValueError("has more than 20 levels")
+    if isinstance(value, (dict, list, tuple)):
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_argument(item, f"{where}.{name}")
+    elif not isinstance(value, (bool, int, float, str, type(None))):
+        raise ValueError(f"has {where.lstrip('.')} {_short(value)}: there may be numbers, words, lists and mappings")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"has {where.lstrip('.')} {value}: numbers must be finite")
+
+
+def _short(value: Any) -> str:
+    text = "a number of thousands of digits" if isinstance(value, int) and abs(value) > 10**1000 else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def _literal(text: str) -> Any:

@@ -22,7 +22,8 @@ class Key:
         choices: the allowed values.
         kind: the type, where the default is None.
         of: the type of the items of a tuple.
-        nullable: whether null is allowed.
+        nullable: whether null is allowed, for none.
+        empty: whether a string may be empty, for none.
         may_change: whether a resumed run may have another value.
     """
 
@@ -37,6 +38,7 @@ class Key:
     kind: type | None = None
     of: type = float
     nullable: bool = False
+    empty: bool = False
     may_change: bool = False
 
     def item(self) -> Key:
@@ -48,44 +50,61 @@ class Key:
         low, high = (first if first is not None else other for first, other in
                      ((self.low, self.above), (self.high, self.below)))  # fmt: skip
         if low is not None and high is not None:
-            return f"between {low:g} and {high:g}"
+            return f"between {_text(low)} and {_text(high)}"
         limits = (("at least", self.low), ("above", self.above), ("at most", self.high), ("below", self.below))
-        return " and ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
+        return " and ".join(f"{word} {_text(limit)}" for word, limit in limits if limit is not None)
 
     def excluded(self) -> str:
-        """The ends of the range that do not belong to it, in words."""
-        return " and ".join(f"{limit:g}" for limit in (self.above, self.below) if limit is not None)
+        """The ends of a range "between" two that do not belong to it, in words."""
+        ends = " and ".join(_text(limit) for limit in (self.above, self.below) if limit is not None)
+        return ends if self.range().startswith("between") else ""
 
     def allows(self, value: float) -> bool:
         """Whether a number lies within the limits; one that is not finite never does."""
         return (
-            math.isfinite(value)
+            (isinstance(value, int) or math.isfinite(value))
             and (self.low is None or value >= self.low)
             and (self.high is None or value <= self.high)
             and (self.above is None or value > self.above)
             and (self.below is None or value < self.below)
         )
 
+    def hints(self) -> str:
+        """What else a refusal says: the ends that are excluded, what to write instead, and what to write for none."""
+        notes = (f"{self.excluded()} excluded" if self.excluded() else "", self.instead, self.none())
+        return "".join(f"; {note}" for note in notes if note)
+
+    def none(self) -> str:
+        """What to write for none, where that is allowed."""
+        return "null for none" if self.nullable else "'' for none" if self.empty else ""
+
     def describe(self) -> str:
         limits = f" [{', '.join(map(str, self.choices))}]" if self.choices else ""
         if self.range():
             limits = f" [{self.range()}{f', without {self.excluded()}' if self.excluded() else ''}]"
-        return f"{self.help}{limits}{' or null' if self.nullable else ''}"
+        return f"{self.help}{limits}{f' ({self.none()})' if self.none() else ''}"
+
+
+def _text(limit: float) -> str:
+    return str(limit) if isinstance(limit, int) else f"{limit:g}"
 
 
 _PROBABILITY: dict[str, Any] = dict(low=0.0, high=1.0)
-_OR_NULL: dict[str, Any] = dict(kind=float, nullable=True, instead="null for none")
+_FLIP: dict[str, Any] = dict(low=0.0, below=1.0, instead="with 1 no image stays as it is; 0.5 is usual, 0 for none")
+_OR_NULL: dict[str, Any] = dict(kind=float, nullable=True)
+_AVERAGE = dict(instead="0.9999 is usual, which others call a momentum of 0.0001", **_OR_NULL)
+_COUNT: dict[str, Any] = dict(high=10**9)
 _OF_ONE: dict[str, Any] = dict(low=0.0, high=1.0, instead="numbers of images in 0 … 255 are to be divided by 255")
 
 SCHEMA: dict[str, Key] = {
     # ---- the network
     "MODEL.NAME": Key("elsa_swin_tiny", "a timm model name; ELSA models are registered there"),
-    "MODEL.NUM_CLASSES": Key(1000, "classes of the head; must equal those of the data", low=1),
+    "MODEL.NUM_CLASSES": Key(1000, "classes of the head; must equal those of the data", low=2, high=10**7),
     "MODEL.IN_CHANS": Key(3, "channels of the images", choices=(1, 3)),
-    "MODEL.DROP_PATH": Key(0.0, "stochastic depth of the last block, rising linearly from 0", low=0, high=0.99),
-    "MODEL.DROP": Key(0.0, "dropout before the head (and after the embedding)", low=0, high=0.99),
+    "MODEL.DROP_PATH": Key(0.0, "stochastic depth of the last block, rising linearly from 0", low=0, high=0.9),
+    "MODEL.DROP": Key(0.0, "dropout before the head (and after the embedding)", low=0, high=0.9),
     "MODEL.KWARGS": Key({}, "further keyword arguments of the model, e.g. {lam: 1, elsa_kernel: 5}"),
-    "MODEL.PRETRAINED": Key("", "checkpoint to start from; empty for a fresh model"),
+    "MODEL.PRETRAINED": Key("", "checkpoint to start from", empty=True),
     "MODEL.PRETRAINED_IGNORE": Key((), "patterns of tensors not to take from it, e.g. [head.*]", of=str),
     "MODEL.GRAD_CHECKPOINTING": Key(False, "recompute activations in backward to save memory", may_change=True),
     # ---- the data
@@ -93,20 +112,20 @@ SCHEMA: dict[str, Key] = {
     "DATA.ROOT": Key("datasets/imagenet", "where the data lies: ROOT/train/CLASS/*, ROOT/val/CLASS/*", may_change=True),
     "DATA.TRAIN_SPLIT": Key("train", "name of the training split"),
     "DATA.VAL_SPLIT": Key("validation", "name of the validation split; a folder may be called val"),
-    "DATA.IMG_SIZE": Key(224, "side of the square input in pixels", low=1, high=8192),
+    "DATA.IMG_SIZE": Key(224, "side of the square input in pixels", low=8, high=8192),
     "DATA.BATCH": Key(1024, "images per optimizer step, over all processes and TRAIN.ACCUM", low=1, high=10**7),
     "DATA.EVAL_BATCH": Key(128, "images per process in evaluation", low=1, high=10**6, may_change=True),
     "DATA.WORKERS": Key(8, "loader processes per training process", low=0, high=1024, may_change=True),
     "DATA.MEAN": Key((0.485, 0.456, 0.406), "normalisation, per channel of an image in 0 … 1", **_OF_ONE),
     "DATA.STD": Key((0.229, 0.224, 0.225), "normalisation, per channel", **{**_OF_ONE, "low": 0.001}),
-    "DATA.MAX_BAD": Key(10, "unreadable images skipped before the run stops", low=0, may_change=True),
+    "DATA.MAX_BAD": Key(10, "unreadable images skipped before the run stops", low=0, may_change=True, **_COUNT),
     # ---- augmentation of training images (timm's transforms)
-    "AUG.SCALE": Key((0.08, 1.0), "area of the random crop, share of the image", above=0.0, high=1.0),
-    "AUG.RATIO": Key((3 / 4, 4 / 3), "aspect ratio of the random crop", low=0.1, high=10.0),
-    "AUG.HFLIP": Key(0.5, "probability of a horizontal flip", **_PROBABILITY),
-    "AUG.VFLIP": Key(0.0, "probability of a vertical flip", **_PROBABILITY),
-    "AUG.COLOR_JITTER": Key(0.0, "strength of colour jitter; RandAugment replaces it", low=0.0, high=1.0),
-    "AUG.AUTO_AUGMENT": Key("rand-m9-mstd0.5-inc1", "timm's policy string; empty for none"),
+    "AUG.SCALE": Key((0.08, 1.0), "area of the random crop, share of the image", low=0.01, high=1.0),
+    "AUG.RATIO": Key((3 / 4, 4 / 3), "aspect ratio of the random crop", low=0.2, high=5.0),
+    "AUG.HFLIP": Key(0.5, "probability of a horizontal flip", **_FLIP),
+    "AUG.VFLIP": Key(0.0, "probability of a vertical flip", **_FLIP),
+    "AUG.COLOR_JITTER": Key(0.0, "strength of colour jitter, without AUG.AUTO_AUGMENT", low=0.0, high=1.0),
+    "AUG.AUTO_AUGMENT": Key("rand-m9-mstd0.5-inc1", "timm's policy string", empty=True),
     "AUG.INTERPOLATION": Key("random", "of training images", choices=("random", "bilinear", "bicubic")),
     "AUG.ERASE": Key(0.25, "probability of random erasing", **_PROBABILITY),
     "AUG.ERASE_MODE": Key("pixel", "what erased pixels become", choices=("const", "rand", "pixel")),
@@ -117,15 +136,15 @@ SCHEMA: dict[str, Key] = {
     "AUG.SMOOTHING": Key(0.1, "label smoothing", low=0.0, high=0.9, instead="0.1 is usual, 0 for none"),
     # ---- token labeling (arXiv 2104.10858), of models that give token logits: elsa_volo_*
     "TOKENS.ENABLED": Key(False, "a target for the class token and for every patch token; without mixup and cutmix"),
-    "TOKENS.LABELS": Key("", "label maps of tools/make_token_labels.py; empty: the image's class", may_change=True),
+    "TOKENS.LABELS": Key("", "label maps of tools/make_token_labels.py; '': the class", empty=True, may_change=True),
     "TOKENS.CLASS_WEIGHT": Key(1.0, "weight of the class token's loss", low=0.0, high=1000.0),
     "TOKENS.PATCH_WEIGHT": Key(0.5, "weight of the patch tokens' loss", low=0.0, high=1000.0),
     "TOKENS.GROUND_TRUTH": Key(False, "mix the image's own class into the class token's target, as in fine-tuning"),
-    "TOKENS.MIX": Key(1.0, "alpha of mix-token; 0 for none", low=0.0),
+    "TOKENS.MIX": Key(1.0, "alpha of mix-token; 0 for none", low=0.0, high=100.0),
     # ---- optimisation
     "TRAIN.EPOCHS": Key(300, "epochs of the schedule, warm-up included", low=1, high=10**6),
-    "TRAIN.COOLDOWN_EPOCHS": Key(10, "further epochs at TRAIN.MIN_LR", low=0),
-    "TRAIN.WARMUP_EPOCHS": Key(20, "epochs of linear warm-up from TRAIN.WARMUP_LR", low=0),
+    "TRAIN.COOLDOWN_EPOCHS": Key(10, "further epochs at TRAIN.MIN_LR", low=0, high=10**6),
+    "TRAIN.WARMUP_EPOCHS": Key(20, "epochs of linear warm-up from TRAIN.WARMUP_LR", low=0, high=10**6),
     "TRAIN.LR": Key(1e-3, "learning rate for DATA.BATCH; never rescaled", above=0.0, high=100.0),
     "TRAIN.WARMUP_LR": Key(1e-6, "learning rate at the start of warm-up", low=0.0, high=100.0),
     "TRAIN.MIN_LR": Key(1e-5, "learning rate at the end of the schedule", low=0.0, high=100.0),
@@ -133,27 +152,27 @@ SCHEMA: dict[str, Key] = {
     "TRAIN.LR_EVERY": Key("epoch", "when the learning rate changes", choices=("epoch", "step")),
     "TRAIN.OPTIMIZER": Key("adamw", "a timm optimizer name"),
     "TRAIN.BETAS": Key((0.9, 0.999), "of Adam-like optimizers", low=0.0, below=1.0),
-    "TRAIN.EPS": Key(1e-8, "of Adam-like optimizers", above=0.0, high=0.1, instead="1e-8 is usual"),
+    "TRAIN.EPS": Key(1e-8, "of Adam-like optimizers", low=1e-30, high=0.1, instead="1e-8 is usual"),
     "TRAIN.MOMENTUM": Key(0.9, "of SGD-like optimizers", low=0.0, below=1.0),
     "TRAIN.WEIGHT_DECAY": Key(0.05, "not applied to biases, norms and what the model exempts", low=0.0, high=10.0),
     "TRAIN.NO_DECAY": Key((), "patterns of further exempt parameters, e.g. ['*.rb', '*.ghost_head']", of=str),
-    "TRAIN.LAYER_DECAY": Key(None, "layer-wise learning-rate decay", above=0.0, high=1.0, **_OR_NULL),
-    "TRAIN.CLIP_GRAD": Key(5.0, "largest gradient norm", above=0.0, **_OR_NULL),
+    "TRAIN.LAYER_DECAY": Key(None, "layer-wise learning-rate decay", low=0.1, high=1.0, **_OR_NULL),
+    "TRAIN.CLIP_GRAD": Key(5.0, "largest gradient norm", low=1e-6, **_OR_NULL),
     "TRAIN.ACCUM": Key(1, "micro-batches per optimizer step", low=1, high=10**6, may_change=True),
-    "TRAIN.EMA_DECAY": Key(None, "decay of the weights' moving average", above=0.0, below=1.0, **_OR_NULL),
+    "TRAIN.EMA_DECAY": Key(None, "decay of the weights' moving average", low=0.5, below=1.0, **_AVERAGE),
     "TRAIN.SEED": Key(0, "of everything random; same seed, same run on a CPU", low=0, high=2**31 - 1),
     "TRAIN.COMPILE": Key(False, "torch.compile the model", may_change=True),
     # ---- evaluation
-    "EVAL.EVERY": Key(1, "epochs between evaluations; the last epoch always counts", low=1),
-    "EVAL.CROP": Key(0.9, "side of the centre crop over the resized short side", low=0.25, high=2.0),
+    "EVAL.EVERY": Key(1, "epochs between evaluations; the last epoch always counts", low=1, **_COUNT),
+    "EVAL.CROP": Key(0.9, "side of the centre crop over the short side", low=0.25, high=2.0, instead="0.9 is 90 %"),
     "EVAL.INTERPOLATION": Key("bicubic", "of evaluation images", choices=("bilinear", "bicubic", "nearest")),
     "EVAL.WEIGHTS": Key("auto", "auto: the EMA where there is one", choices=("auto", "model", "ema")),
     # ---- mixed precision
     "AMP.ENABLED": Key(True, "autocast; on a CPU only where AMP.DTYPE is bfloat16"),
     "AMP.DTYPE": Key("auto", "auto: bfloat16 where the GPU has it", choices=("auto", "bfloat16", "float16")),
     # ---- logs and checkpoints
-    "LOG.EVERY": Key(50, "steps between log lines", low=1, may_change=True),
-    "LOG.SAVE_STEPS": Key(0, "steps between saves within an epoch; 0: only at its end", low=0, may_change=True),
+    "LOG.EVERY": Key(50, "steps between log lines", low=1, may_change=True, **_COUNT),
+    "LOG.SAVE_STEPS": Key(0, "steps between saves within an epoch, 0 for none", low=0, may_change=True, **_COUNT),
     "LOG.TENSORBOARD": Key(True, "write TensorBoard files", may_change=True),
 }  # fmt: skip
 
@@ -171,9 +190,9 @@ def check_together(values: dict[str, Any]) -> Iterator[str]:
             "warm-up rises from it"
         )
     if values["MODEL.PRETRAINED_IGNORE"] and not values["MODEL.PRETRAINED"]:
-        yield "MODEL.PRETRAINED_IGNORE has no effect without MODEL.PRETRAINED"
+        yield "MODEL.PRETRAINED_IGNORE has no effect without MODEL.PRETRAINED: write []"
     if problem := fault(values["AUG.AUTO_AUGMENT"]):
-        yield f"AUG.AUTO_AUGMENT {values['AUG.AUTO_AUGMENT']!r} {problem}; empty for none"
+        yield f"AUG.AUTO_AUGMENT {values['AUG.AUTO_AUGMENT']!r} {problem}; {SCHEMA['AUG.AUTO_AUGMENT'].none()}"
     if values["TOKENS.ENABLED"] and not values["TOKENS.CLASS_WEIGHT"] + values["TOKENS.PATCH_WEIGHT"]:
         yield "TOKENS.CLASS_WEIGHT and TOKENS.PATCH_WEIGHT are both 0: nothing would be learned"
     if values["DATA.BATCH"] % values["TRAIN.ACCUM"]:
@@ -182,10 +201,13 @@ def check_together(values: dict[str, Any]) -> Iterator[str]:
         yield "TOKENS.ENABLED mixes tokens: AUG.MIXUP and AUG.CUTMIX must be 0"
     if values["TOKENS.LABELS"] and not values["TOKENS.ENABLED"]:
         yield f"TOKENS.LABELS {values['TOKENS.LABELS']} has no effect unless TOKENS.ENABLED is true"
+    jitter, policy = values["AUG.COLOR_JITTER"], values["AUG.AUTO_AUGMENT"]
+    if jitter and policy and "3a" not in policy:
+        yield f"AUG.COLOR_JITTER {jitter:g} has no effect beside AUG.AUTO_AUGMENT {policy!r}: write 0, or '' for it"
     for name, length in (("AUG.SCALE", 2), ("AUG.RATIO", 2), ("TRAIN.BETAS", 2)):
         if len(values[name]) != length:
             yield f"{name} needs {length} numbers, got {list(values[name])}"
-    for name in ("AUG.SCALE", "AUG.RATIO"):
+    for name in ("AUG.SCALE", "AUG.RATIO", "TRAIN.BETAS"):
         if values[name][0] > values[name][1]:
             yield f"{name} must rise, got {list(values[name])}"
     for name in ("DATA.MEAN", "DATA.STD"):

@@ -128,6 +128,21 @@ def test_a_missing_config_suggests_its_neighbour(write, tmp_path):
         load_config(tmp_path / "elsa_swin_tini.yaml")
 
 
+def test_a_number_that_yaml_reads_otherwise_is_named_with_its_line(write):
+    with pytest.raises(ConfigError, match=r"config\.yaml: line 2: YAML reads 010 as 8"):
+        load_config(write("TRAIN:\n  EPOCHS: 010\n"))
+
+
+def test_the_printed_configuration_says_what_is_allowed(write):
+    text = dump(load_config(write("MODEL: {}\n")), comments=True)
+    for part in (
+        "[between 0 and 100, without 0]",
+        "[at least 1e-06] (null for none)",
+        "timm's policy string ('' for none)",
+    ):
+        assert part in text
+
+
 @pytest.mark.parametrize("comments", [False, True])
 def test_what_is_dumped_reads_back_equal(write, comments):
     config = load_config(write("MODEL: {}\n"), ["MODEL.KWARGS={lam: 1, note: 'a: b'}", "TRAIN.NO_DECAY=['*.rb']"])
@@ -145,33 +160,62 @@ def test_differences_name_the_keys_and_forgive_what_may_change(write):
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
-        (["TRAIN.CLIP_GRAD=0"], ["TRAIN.CLIP_GRAD must be above 0", "null for none"]),
-        (["TRAIN.LAYER_DECAY=0"], ["TRAIN.LAYER_DECAY must be between 0 and 1", "0 excluded", "null for none"]),
-        (["TRAIN.EMA_DECAY=1"], ["TRAIN.EMA_DECAY must be between 0 and 1", "0 and 1 excluded", "null for none"]),
-        (["TRAIN.EMA_DECAY=0"], ["TRAIN.EMA_DECAY", "excluded"]),
-        (["TRAIN.EPS=.inf"], ["TRAIN.EPS must be between 0 and 0.1, got inf", "1e-8 is usual"]),
-        (["TRAIN.EPS=0"], ["TRAIN.EPS", "0 excluded"]),
+        (["TRAIN.CLIP_GRAD=0"], ["TRAIN.CLIP_GRAD must be at least 1e-06, got 0.0", "null for none"]),
+        (["TRAIN.CLIP_GRAD=none"], ["TRAIN.CLIP_GRAD must be a number, got 'none'; null for none"]),
+        (["TRAIN.CLIP_GRAD=.inf"], ["TRAIN.CLIP_GRAD", "got inf", "null for none"]),
+        (["TRAIN.LAYER_DECAY=0"], ["TRAIN.LAYER_DECAY must be between 0.1 and 1, got 0.0", "null for none"]),
+        (["TRAIN.EMA_DECAY=1"], ["TRAIN.EMA_DECAY must be between 0.5 and 1", "1 excluded", "null for none"]),
+        (["TRAIN.EMA_DECAY=0.0001"], ["TRAIN.EMA_DECAY", "got 0.0001", "0.9999 is usual", "momentum"]),
+        (["TRAIN.EPS=.inf"], ["TRAIN.EPS must be between 1e-30 and 0.1, got inf", "1e-8 is usual"]),
+        (["TRAIN.EPS=0"], ["TRAIN.EPS", "got 0.0"]),
+        (["TRAIN.LR=0"], ["TRAIN.LR must be between 0 and 100, got 0.0; 0 excluded"]),
         (["TRAIN.LR=0", "TRAIN.MIN_LR=0"], ["TRAIN.LR must be between 0 and 100, got 0.0", "0 excluded"]),
         (["TRAIN.WARMUP_LR=50"], ["TRAIN.WARMUP_LR 50 is larger than TRAIN.LR 0.001"]),
         (["TRAIN.BETAS=[0.9, 1.0]"], ["TRAIN.BETAS must be between 0 and 1, got 1.0; 1 excluded"]),
+        (["TRAIN.BETAS=[0.999, 0.9]"], ["TRAIN.BETAS must rise, got [0.999, 0.9]"]),
         (["TRAIN.MOMENTUM=1"], ["TRAIN.MOMENTUM", "1 excluded"]),
         (["TRAIN.WEIGHT_DECAY=.inf"], ["TRAIN.WEIGHT_DECAY must be between 0 and 10, got inf"]),
-        (["AUG.SCALE=[0, 0]"], ["AUG.SCALE must be between 0 and 1, got 0.0; 0 excluded"]),
-        (["AUG.RATIO=[100, 100]"], ["AUG.RATIO must be between 0.1 and 10, got 100"]),
+        (["AUG.SCALE=[0, 0]"], ["AUG.SCALE must be between 0.01 and 1, got 0.0"]),
+        (["AUG.RATIO=[100, 100]"], ["AUG.RATIO must be between 0.2 and 5, got 100"]),
+        (["AUG.VFLIP=1"], ["AUG.VFLIP must be between 0 and 1, got 1.0; 1 excluded", "0.5 is usual, 0 for none"]),
         (["AUG.SMOOTHING=0.999"], ["AUG.SMOOTHING must be between 0 and 0.9", "0.1 is usual"]),
         (["AUG.CUTMIX=.inf"], ["AUG.CUTMIX must be between 0 and 100, got inf"]),
         (["AUG.COLOR_JITTER=.nan"], ["AUG.COLOR_JITTER", "got nan"]),
+        (["AUG.COLOR_JITTER=0.4"], ["AUG.COLOR_JITTER 0.4 has no effect beside AUG.AUTO_AUGMENT 'rand-", "write 0"]),
+        (["TOKENS.MIX=.inf"], ["TOKENS.MIX must be between 0 and 100, got inf"]),
+        (["MODEL.KWARGS={a: [1, {b: .nan}]}"], ["MODEL.KWARGS has a.1.b nan: numbers must be finite"]),
+        (["MODEL.KWARGS={a: 2020-01-01}"], ["MODEL.KWARGS has a datetime.date", "words"]),
+        (["MODEL.NUM_CLASSES=1"], ["MODEL.NUM_CLASSES must be between 2 and"]),
+        (["MODEL.DROP_PATH=0.99"], ["MODEL.DROP_PATH must be between 0 and 0.9, got 0.99"]),
+        (["MODEL.NAME=''"], ["MODEL.NAME must be a name, got ''"]),
+        (["MODEL.PRETRAINED=null"], ["MODEL.PRETRAINED must be a string, got null; '' for none"]),
+        (["DATA.TRAIN_SPLIT=''"], ["DATA.TRAIN_SPLIT must be a name, got ''"]),
+        (['DATA.ROOT="a\\0b"'], ["DATA.ROOT must be a name"]),
+        (["DATA.IMG_SIZE=1"], ["DATA.IMG_SIZE must be between 8 and 8192, got 1"]),
         (["DATA.STD=[.inf, .inf, .inf]"], ["DATA.STD must be between 0.001 and 1, got inf"]),
         (["DATA.MEAN=[124, 116, 104]", "DATA.STD=[58, 57, 57]"], ["DATA.MEAN", "got 124", "divided by 255"]),
         (["EVAL.CROP=0.01"], ["EVAL.CROP must be between 0.25 and 2, got 0.01"]),
-        (["MODEL.PRETRAINED_IGNORE=['head.*']"], ["MODEL.PRETRAINED_IGNORE has no effect without MODEL.PRETRAINED"]),
-        (["AUG.AUTO_AUGMENT=none"], ["AUG.AUTO_AUGMENT 'none' begins with no policy", "empty for none"]),
+        (["EVAL.CROP=90"], ["EVAL.CROP", "0.9 is 90 %"]),
+        (
+            ["MODEL.PRETRAINED_IGNORE=['head.*']"],
+            ["MODEL.PRETRAINED_IGNORE has no effect without MODEL.PRETRAINED: write []"],
+        ),
+        (["AUG.AUTO_AUGMENT=none"], ["AUG.AUTO_AUGMENT 'none' begins with 'none', no policy", "'' for none"]),
+        (["AUG.AUTO_AUGMENT=off"], ["AUG.AUTO_AUGMENT must be a string, got False; '' for none"]),
         (["AUG.AUTO_AUGMENT=rnad-m9"], ["did you mean rand?"]),
         (["AUG.AUTO_AUGMENT=rand-mx"], ["has 'mx'", "m9, mstd0.5"]),
         (["AUG.AUTO_AUGMENT=rand-m9-x5"], ["has 'x5'"]),
+        (["AUG.AUTO_AUGMENT=rand-msdt0.5"], ["has 'msdt0.5'", "did you mean mstd?"]),
+        (["AUG.AUTO_AUGMENT=rand-m9-m5"], ["gives m twice"]),
         (["AUG.AUTO_AUGMENT=v9"], ["'v9'"]),
-        (["TRAIN.EPOCHS=1:30"], ["YAML reads 1:30 as 90"]),
-        (["TRAIN.EPOCHS=010"], ["YAML reads 010 as 8"]),
+        (["TRAIN.EPOCHS=1:30"], ["--set TRAIN.EPOCHS=1:30: YAML reads 1:30 as 90", "without :", "'1:30' in quotes"]),
+        (["TRAIN.EPOCHS=010"], ["--set TRAIN.EPOCHS=010: YAML reads 010 as 8", "without a 0 before it", "'010' in"]),
+        (["MODEL.KWARGS={lam: -010}"], ["YAML reads -010 as -8"]),
+        (["MODEL.KWARGS={a: 1, a: 2}"], ["key 'a' is given twice"]),
+        (["TRAIN.EPOCHS=1" + "0" * 400], ["TRAIN.EPOCHS must be between 1 and 1000000, got 1000"]),
+        (["TRAIN.LR=1" + "0" * 400], ["TRAIN.LR must be between 0 and 100, got inf"]),
+        (["TRAIN.SEED=0x" + "f" * 5000], ["TRAIN.SEED must be between 0 and 2147483647, got a number of thousands"]),
+        (["TRAIN.SEED=" + "9" * 5000], ["TRAIN.SEED=999"]),
         (["DATA.WORKERS=100000"], ["DATA.WORKERS must be between 0 and 1024"]),
         (["TRAIN.LR=2020-99-99"], ["TRAIN.LR=2020-99-99 is no YAML value"]),
     ],
@@ -187,27 +231,48 @@ def test_values_with_which_nothing_would_be_learned_are_refused(write, overrides
 @pytest.mark.parametrize(
     "override",
     [
-        *("TRAIN.CLIP_GRAD=null", "TRAIN.CLIP_GRAD=1e-3", "TRAIN.LAYER_DECAY=1", "TRAIN.EMA_DECAY=0.9999"),
+        *(
+            "TRAIN.CLIP_GRAD=null",
+            "TRAIN.CLIP_GRAD=1e-4",
+            "TRAIN.EMA_DECAY=0.5",
+            "TRAIN.LAYER_DECAY=0.65",
+            "TRAIN.LAYER_DECAY=1",
+            "TRAIN.EMA_DECAY=0.9999",
+        ),
         *("TRAIN.EPS=1e-16", "TRAIN.MIN_LR=0", "TRAIN.WARMUP_LR=0", "AUG.SMOOTHING=0", "EVAL.CROP=1.15", "AUG.MIXUP=0"),
         *("AUG.AUTO_AUGMENT=''", "AUG.AUTO_AUGMENT=rand-m9-mstd0.5-inc1", "AUG.AUTO_AUGMENT=original-mstd0.5"),
         *("AUG.AUTO_AUGMENT=augmix-m5-w4-d2", "AUG.AUTO_AUGMENT=3a", "AUG.AUTO_AUGMENT=rand-mstd1-tweights-n3-p0.5"),
         *("DATA.MEAN=[0, 0, 0]", "DATA.STD=[1, 1, 1]", "TRAIN.EPOCHS=100", "TRAIN.LR=1e-3", "MODEL.NAME='010'"),
+        *("AUG.MIX_PROB=0", "AUG.MIX_SWITCH=1", "AUG.ERASE=1", "AUG.HFLIP=0", "AUG.SCALE=[1, 1]", "AUG.RATIO=[0.5, 2]"),
+        *(
+            "TRAIN.BETAS=[0, 0]",
+            "TRAIN.BETAS=[0.95, 0.95]",
+            "TRAIN.MOMENTUM=0",
+            "TRAIN.WEIGHT_DECAY=0",
+            "LOG.SAVE_STEPS=0",
+        ),
+        *(
+            "MODEL.KWARGS={a: {b: [1, x, true, null]}}",
+            "MODEL.DROP_PATH=0.75",
+            "TOKENS.GROUND_TRUTH=true",
+            "DATA.WORKERS=0",
+        ),
+        *(
+            "TRAIN.EPOCHS=0x40",
+            "TRAIN.EPOCHS=1_000",
+            "TRAIN.WARMUP_EPOCHS=0",
+            "TOKENS.LABELS=''",
+            "MODEL.PRETRAINED=''",
+        ),
     ],
 )
 def test_their_neighbours_stay_allowed(write, override):
     load_config(write("MODEL: {}\n"), [override])
 
 
-def test_what_timm_takes_of_a_policy_is_what_is_allowed(write):
-    """Every policy of a published recipe builds, and so does each name that is allowed."""
-    from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
-
-    from elsa.engine.augment_policy import POLICIES, fault
-
-    for name in POLICIES:
-        build = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}.get(name, auto_augment_transform)
-        build(f"{name}-mstd0.5", {})
-        assert fault(f"{name}-mstd0.5") is None
+def test_colour_jitter_is_allowed_where_it_has_an_effect(write):
+    for policy in ("", "3a", "rand-m9-t3aw"):
+        load_config(write("MODEL: {}\n"), ["AUG.COLOR_JITTER=0.4", f"AUG.AUTO_AUGMENT={policy!r}"])
 
 
 @pytest.mark.parametrize(
@@ -215,6 +280,8 @@ def test_what_timm_takes_of_a_policy_is_what_is_allowed(write):
     [
         *("BASE:\n", "BASE: 5\n", "BASE: [1]\n", 'BASE: "a\\0b"\n', "MODEL:\n  ? [a, b]\n  : 1\n"),
         *("MODEL: {NAME: !!int x}\n", "MODEL: {NAME: 2020-99-99}\n", "TRAIN: {EPOCHS: 1:30}\n"),
+        *("TRAIN:\n  LR: 010\n", "{a: 1}: {}\n", "MODEL: {KWARGS: {a: .nan}}\n", "MODEL: {KWARGS: {a: 1, a: 2}}\n"),
+        "MODEL: {KWARGS: &again {a: *again}}\n",
         "MODEL: {KWARGS: " + "{a: " * 2000 + "1" + "}" * 2000 + "}\n",
     ],
     ids=lambda text: text[:20],
