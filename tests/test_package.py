@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,82 +12,113 @@ import zipfile
 import pytest
 
 PACKAGES = ("core", "kernels", "models", "data", "engine", "tools")
+MISTAKES = {
+    "trian": "did you mean train?",
+    "check-dat": "did you mean check_data?",
+    "--verison": "did you mean --version?",
+    "xyz": "there are benchmark, check_data, ",
+}
+BY_NAME = (["train", "elsa_swin_tiny", "--print-config"], ["train", "mask_rcnn_elsa_swin_tiny_1x", "--print-config"])
+CALLS = (
+    ["--version"],
+    ["--help"],
+    [],
+    ["train", "--help"],
+    ["check-data", "--help"],
+    *([verb] for verb in MISTAKES),
+    *BY_NAME,
+)
+# Calls what the console script calls, once for each command line; one process, as importing takes the most time.
+CALLER = """
+import contextlib, io, json, sys
+from importlib.metadata import entry_points
+(script,) = entry_points(group="console_scripts", name="elsa")
+main, said = script.load(), []
+for arguments in json.loads(sys.argv[1]):
+    sys.argv, code, out, err = ["/bin/elsa", *arguments], 0, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+    said.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps([main.__code__.co_filename, said]))
+"""
 
 
 @pytest.fixture(scope="module")
 def installed(root, tmp_path_factory):
-    """The wheel's content in a folder; built from a copy, where no compiler is found, hence without kernels."""
+    """The wheel's content in a folder; built from a copy, where torch cannot be imported, hence without kernels."""
     place = tmp_path_factory.mktemp("package")
     kept = shutil.ignore_patterns(
-        ".*", "build", "dist", "runs", "datasets", "*.so", "*.egg-info", "__pycache__", "tests"
+        ".*", "build", "dist", "runs", "datasets", "weights", "*.so", "*.egg-info", "__pycache__"
     )
     shutil.copytree(root, place / "source", ignore=kept)
-    compiler = place / "no-compiler"
-    compiler.write_text("#!/bin/sh\nexit 1\n")
-    compiler.chmod(0o755)
-    environment = {**os.environ, "ELSA_CUDA": "0", "CXX": str(compiler), "CC": str(compiler)}
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--disable-pip-version-check",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-    ]
-    done = subprocess.run([*pip, "-w", str(place), "."], cwd=place / "source", env=environment, capture_output=True,
-                          text=True)  # fmt: skip
+    (place / "hidden").mkdir()
+    (place / "hidden/torch.py").write_text("raise ImportError('hidden')")
+    environment = {**os.environ, "ELSA_CUDA": "auto", "PYTHONPATH": str(place / "hidden")}
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "-q", "--no-deps"]
+    command = [*pip, "--no-build-isolation", "-w", str(place), "."]
+    done = subprocess.run(command, cwd=place / "source", env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (wheel,) = place.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(place / "site")
-    return place / "site"
+    return place
 
 
-@pytest.fixture
-def elsa(installed, tmp_path):
-    """``elsa(*arguments)`` runs the command of the installed package in an empty folder."""
+@pytest.fixture(scope="module")
+def elsa(installed):
+    """``elsa(*arguments)``: exit code, output and errors of the installed command, called in an empty folder."""
+    (installed / "elsewhere").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", CALLER, json.dumps(CALLS)],
+        cwd=installed / "elsewhere",
+        env={**os.environ, "PYTHONPATH": str(installed / "site")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    file, said = json.loads(done.stdout)
+    assert file == str(installed / "site/elsa/tools/__main__.py")
+    return lambda *arguments: said[CALLS.index(list(arguments))]
 
-    def call(*arguments):
-        environment = {**os.environ, "PYTHONPATH": str(installed)}
-        command = [sys.executable, "-m", "elsa.tools", *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
-    return call
-
-
-def test_every_package_recipe_and_command_is_there(root, installed):
-    for package in PACKAGES:
-        for path in (root / package).rglob("*.py"):
-            assert (installed / "elsa" / path.relative_to(root)).is_file(), path
-        assert (installed / "elsa" / package / "py.typed").is_file()
-    for path in (root / "configs").rglob("*.*"):
-        if path.suffix in (".py", ".yaml"):
-            assert (installed / "elsa" / path.relative_to(root)).is_file(), path
-    (entry,) = installed.glob("*.dist-info/entry_points.txt")
-    assert "elsa = elsa.tools.__main__:main" in entry.read_text()
-    assert not (installed / "elsa" / "tests").exists()
+def test_every_module_recipe_and_type_marker_is_in_the_wheel_and_nothing_else(installed):
+    source, site = installed / "source", installed / "site/elsa"
+    shipped = {path for package in PACKAGES for path in (source / package).rglob("*.py")}
+    shipped |= {path for path in (source / "configs").rglob("*") if path.suffix in (".py", ".yaml")}
+    expected = {str(path.relative_to(source)) for path in shipped} | {f"{package}/py.typed" for package in PACKAGES}
+    found = {str(path.relative_to(site)) for path in site.rglob("*") if path.is_file()}
+    assert found == expected | {"kernels/_build.json"}
 
 
 def test_the_command_tells_its_version_and_its_verbs(root, elsa, installed):
-    (metadata,) = installed.glob("*.dist-info/METADATA")
+    (metadata,) = installed.glob("site/*.dist-info/METADATA")
     version = next(line.split(": ")[1] for line in metadata.read_text().splitlines() if line.startswith("Version: "))
-    assert elsa("--version").stdout == f"elsa {version}\n"
-    told = elsa("--help").stdout
+    assert elsa("--version") == [0, f"elsa {version}\n", ""]
+    code, told, _ = elsa("--help")
+    assert code == 0
     for path in (root / "tools").glob("[!_]*.py"):
-        assert f"  {path.stem} " in told
+        first = path.read_text().split('"""')[1].splitlines()[0]
+        assert f"  {path.stem} " in told and first in told
+    assert elsa() == elsa("--help")
 
 
-def test_a_misspelt_verb(elsa):
-    done = elsa("trian", "x")
-    assert done.returncode == 2
-    assert done.stderr == "error: 'trian' is no verb of elsa; did you mean train?\n"
+def test_a_verb_runs_under_its_own_name(elsa):
+    assert elsa("train", "--help")[1].startswith("usage: elsa train ")
+    assert elsa("check-data", "--help")[1].startswith("usage: elsa check_data ")
 
 
-@pytest.mark.parametrize("recipe", ["elsa_swin_tiny", "mask_rcnn_elsa_swin_tiny_1x"])
-def test_shipped_recipes_are_found_by_name_from_any_folder(elsa, recipe):
-    done = elsa("train", recipe, "--print-config")
-    assert done.returncode == 0, done.stderr
-    assert "elsa_swin_tiny" in done.stdout
-    assert elsa("train", "--help").stdout.startswith("usage: elsa train")
+@pytest.mark.parametrize(("mistake", "hint"), MISTAKES.items())
+def test_a_misspelt_verb(elsa, mistake, hint):
+    code, out, error = elsa(mistake)
+    assert (code, out, error.count("\n")) == (2, "", 1)
+    assert error.startswith(f"error: {mistake!r} is no verb of elsa; {hint}")
+
+
+@pytest.mark.parametrize("call", BY_NAME)
+def test_a_shipped_recipe_is_found_by_name_from_any_folder(elsa, call):
+    code, out, error = elsa(*call)
+    assert (code, error) == (0, "")
+    assert "elsa_swin_tiny" in out

@@ -1,4 +1,7 @@
-"""The command ``elsa VERB …``: the same code as ``python tools/VERB.py …``."""
+"""The command ``elsa VERB …``: the same code as ``python tools/VERB.py …``.
+
+Several processes: torchrun --nproc_per_node=N -m elsa.tools VERB …
+"""
 
 from __future__ import annotations
 
@@ -10,36 +13,42 @@ from pathlib import Path
 from elsa.core import ConfigError, __version__, did_you_mean
 
 
+def main() -> None:
+    """Tells the version or the verbs, or runs the verb that the command line names."""
+    asked = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if asked == "--version":
+        print(f"elsa {__version__}")
+    elif asked in ("-h", "--help"):
+        print("usage: elsa VERB …; elsa VERB --help tells of each\n")
+        print("\n".join(f"  {name:<18} {text}" for name, text in verbs().items()))
+        print("\nRecipes are files, or names of shipped ones: elsa train elsa_swin_tiny --output DIR")
+    else:
+        from elsa.tools.tasks.command import run  # imports timm, which takes seconds
+
+        run(dispatch)
+
+
 def verbs() -> dict[str, str]:
     """{verb: what it does, in a line}, from the files of this folder."""
     found = {}
     for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        found[path.stem] = text.splitlines()[0] if text else ""
+        found[path.stem] = text.partition("\n")[0]
     return found
 
 
-def main() -> None:
-    from elsa.tools.tasks.command import run
-
-    run(dispatch)
-
-
 def dispatch() -> None:
-    """Runs the verb that the command line names."""
-    verb, known = (sys.argv[1] if len(sys.argv) > 1 else "--help").replace("-", "_"), verbs()
-    if verb == "__version":
-        print(f"elsa {__version__}")
-    elif verb in ("__help", "_h"):
-        print("usage: elsa VERB …; elsa VERB --help tells of each\n")
-        print("\n".join(f"  {name:<18} {text}" for name, text in known.items()))
-        print("\nRecipes are files, or names of shipped ones: elsa train elsa_swin_tiny --output DIR")
-    elif verb not in known:
-        hint = did_you_mean(verb, known) or f"; there are {', '.join(known)}"
-        raise ConfigError(f"{sys.argv[1]!r} is no verb of elsa{hint}")
-    else:
-        sys.argv[:2] = [f"elsa {verb}"]
-        importlib.import_module(f"elsa.tools.{verb}").main()
+    """Runs the verb that ``sys.argv[1]`` names, - for _ allowed, with the arguments that follow.
+
+    Raises:
+        ConfigError: no such verb; the message has the nearest one, or all.
+    """
+    asked, known = sys.argv[1], verbs()
+    if (verb := asked.replace("-", "_")) not in known:
+        hint = did_you_mean(asked, [*known, "--help", "--version"]) or f"; there are {', '.join(known)}"
+        raise ConfigError(f"{asked!r} is no verb of elsa{hint}")
+    sys.argv[:2] = [f"elsa {verb}"]  # what argparse calls the program
+    importlib.import_module(f"elsa.tools.{verb}").main()
 
 
 if __name__ == "__main__":
