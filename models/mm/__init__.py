@@ -1,8 +1,8 @@
 """Our backbones and parts of heads in mmengine's registries, and the operators that mmcv lacks.
 
-Importing it registers ``DenseBackbone`` and ``ClassWeightedLoss`` (``elsa.models.mm.roi`` has Float32RoIExtractor, which
-needs mmdet). It has to come before ``mmdet.apis``, ``mmseg.apis`` and whatever else imports ``mmcv.ops``: see
-``operators``. Where that was forgotten and failed, it mends the next attempt.
+Importing it registers ``DenseBackbone`` and ``ClassWeightedLoss``; ``elsa.models.mm.roi``, which needs mmdet, registers
+``Float32RoIExtractor``. It has to come before ``mmdet.apis``, ``mmseg.apis`` and all else that imports ``mmcv.ops``, see
+``operators``; where that was forgotten and failed, it mends the next attempt.
 """
 
 from . import operators
