@@ -1,7 +1,7 @@
 """Our backbones and parts of heads in mmengine's registries, and the operators that mmcv lacks.
 
 Importing it registers ``DenseBackbone`` and ``ClassWeightedLoss``; ``elsa.models.mm.roi``, which needs mmdet, registers
-``Float32RoIExtractor``. It has to come before ``mmdet.apis``, ``mmseg.apis`` and all else that imports ``mmcv.ops``, see
+``Float32RoIExtractor``. It has to come before ``mmdet.apis``, ``mmseg.apis`` and all that imports ``mmcv.ops``, see
 ``operators``; where that was forgotten and failed, it mends the next attempt.
 """
 
