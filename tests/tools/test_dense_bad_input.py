@@ -9,6 +9,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from elsa.core import ConfigError
+from elsa.tools.tasks.mm.recipe import read_recipe
+
 
 @pytest.mark.parametrize(
     ("overrides", "parts"),
@@ -37,6 +40,71 @@ import torch
 def test_training_refuses_a_bad_value(refused, tool, detector, tmp_path, overrides, parts):
     refused(tool("train", detector, "--output", tmp_path / "run", "--set", *overrides), *parts)
     assert not (tmp_path / "run").exists()
+
+
+# An override → what its refusal says beside the key.
+WITHOUT_EFFECT = {
+    "optim_wrapper.optimizer.lr=0": ["lr must be between 0 and 100, got 0", "0 excluded"],
+    "optim_wrapper.optimizer.lr=1e999": ["got inf"],
+    "optim_wrapper.optimizer.betas=(0.9, 1.0)": ["betas.1 must be between 0 and 1, got 1.0; 1 excluded"],
+    "optim_wrapper.optimizer.weight_decay=-1.0": ["between 0 and 10, got -1.0"],
+    "optim_wrapper.clip_grad={'max_norm': 0}": ["max_norm must be at least 1e-06, got 0", "clip_grad=None for none"],
+    "optim_wrapper.clip_grad={'max_norm': '5'}": ["max_norm must be the number 5.0, got '5'"],
+    "optim_wrapper.clip_grad=5": ["optim_wrapper.clip_grad must be a dict of max_norm, got 5"],
+    "optim_wrapper.clip_grad={}": ["dict(max_norm=…), or None for none"],
+    "optim_wrapper.paramwise_cfg.custom_keys.norm.decay_mult=-1.0": ["between 0 and 1000, got -1.0"],
+    "run.ema_decay=1": ["between 0.5 and 1, got 1", "1 excluded", "None for none"],
+    "run.ema_decay=0.0001": ["0.9999 is usual", "momentum of 0.0001"],
+    "run.ema_decay=x": ["must be a number, got 'x'"],
+    "run.log_every=0": ["between 1 and"],
+    "randomness.seed=-1": ["between 0 and 2147483647, got -1"],
+    "train_dataloader.num_workers=-1": ["between 0 and 1024, got -1"],
+    "val_dataloader.batch_size=0": ["between 1 and", "got 0"],
+    "global_batch=0": ["between 1 and", "got 0"],
+    "param_scheduler.0.start_factor=0.0": ["between 0 and 1, got 0.0; 0 excluded"],
+    "param_scheduler.1.gamma=0.0": ["between 0 and 10, got 0.0; 0 excluded"],
+    "model.data_preprocessor.std=[0.35, 0.35, 0.35]": ["between 1 and 255, got 0.35", "multiplied by 255"],
+    "model.backbone.drop_path_rate=1.0": ["between 0 and 0.9, got 1.0"],
+}
+
+
+@pytest.mark.parametrize(("override", "parts"), WITHOUT_EFFECT.items())
+def test_numbers_with_which_nothing_would_be_learned_are_refused(root, override, parts):
+    with pytest.raises(ConfigError) as caught:
+        read_recipe(root / "configs/detection/mask_rcnn_elsa_swin_nano_digits.py", [override])
+    for part in (override.partition("=")[0], *parts):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "parts"),
+    [
+        ("optim_wrapper = dict(optimizer=dict(_delete_=True, type='AdamW'))", ["optimizer.lr", "is missing"]),
+        ("param_scheduler = [dict(type='PolyLR', eta_min=0.5)]", ["eta_min 0.5 of PolyLR", "optimizer.lr 0.001"]),
+        ("model = dict(rpn_head=dict(loss_cls=dict(loss_weight=float('nan'))))", ["loss_cls.loss_weight is no number"]),
+        ("run = 3", ["run must be a dict"]),
+        ("run = dict(max_bad=2.0)", ["run.max_bad must be the number 2, got 2.0"]),
+    ],
+)
+def test_a_recipe_with_which_nothing_would_be_learned_is_refused(detector, lines, parts):
+    detector.write_text(f"{detector.read_text()}\n{lines}\n")
+    with pytest.raises(ConfigError) as caught:
+        read_recipe(detector, [])
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("optim_wrapper.clip_grad=none", "optim_wrapper.clip_grad={'max_norm': 35}", "run.ema_decay=0.9998"),
+        *("optim_wrapper.optimizer.betas=None", "optim_wrapper.paramwise_cfg.custom_keys.norm.decay_mult=0.0"),
+        *("model.roi_head.mask_head.loss_mask.loss_weight=0.0", "model.data_preprocessor.std=[1, 1, 1]"),
+        *("train_cfg.save_steps=0", "run.max_bad=0", "train_dataloader.num_workers=0", "param_scheduler.1.gamma=0.1"),
+    ],
+)
+def test_numbers_beside_them_stay_allowed(root, override):
+    read_recipe(root / "configs/detection/mask_rcnn_elsa_swin_nano_digits.py", [override])
 
 
 @pytest.fixture

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import difflib
+import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ from mmengine.config import Config
 
 from elsa.core import ConfigError, did_you_mean
 from elsa.engine import Recipe, split_overrides
+from elsa.engine.config import coerce
+from elsa.engine.schema import SCHEMA, Key
 
 NEEDED = (
     *("model", "train_cfg", "train_dataloader", "val_dataloader", "test_dataloader", "val_evaluator"),
@@ -80,6 +85,46 @@ MAY_CHANGE = (
     *("model.backbone.pretrained", "train_dataloader.dataset.dataset.data_root", "val_evaluator.ann_file"),
 )
 
+_OF_255: dict[str, Any] = dict(high=255.0, instead="numbers of images in 0 … 1 are to be multiplied by 255")
+_EMA, _CLIP = SCHEMA["TRAIN.EMA_DECAY"], SCHEMA["TRAIN.CLIP_GRAD"]
+# Where a number stands → its range, as in classification where the two share it.
+NUMBERS = {
+    "global_batch": SCHEMA["DATA.BATCH"],
+    "train_cfg.max_epochs": SCHEMA["TRAIN.EPOCHS"],
+    "train_cfg.max_iters": Key(1, "", low=1, high=10**9),
+    "train_cfg.val_interval": SCHEMA["EVAL.EVERY"],
+    "train_cfg.save_steps": SCHEMA["LOG.SAVE_STEPS"],
+    "run.log_every": SCHEMA["LOG.EVERY"],
+    "run.max_bad": SCHEMA["DATA.MAX_BAD"],
+    "run.ema_decay": replace(_EMA, nullable=False, instead=f"{_EMA.instead}; None for none"),
+    "randomness.seed": SCHEMA["TRAIN.SEED"],
+    "*_dataloader.num_workers": SCHEMA["DATA.WORKERS"],
+    "*_dataloader.batch_size": SCHEMA["DATA.EVAL_BATCH"],
+    "train_dataloader.aspect_group": SCHEMA["DATA.BATCH"],
+    "optim_wrapper.accumulative_counts": SCHEMA["TRAIN.ACCUM"],
+    "optim_wrapper.clip_grad.max_norm": replace(_CLIP, nullable=False, instead="clip_grad=None for none"),
+    "optim_wrapper.optimizer.lr": SCHEMA["TRAIN.LR"],
+    "optim_wrapper.optimizer.fallback_lr_scale": Key(1.0, "", above=0.0, high=1000.0),
+    "optim_wrapper.optimizer.betas*": SCHEMA["TRAIN.BETAS"].item(),
+    "optim_wrapper.optimizer.eps*": SCHEMA["TRAIN.EPS"],
+    "optim_wrapper.optimizer.momentum": SCHEMA["TRAIN.MOMENTUM"],
+    "optim_wrapper.optimizer.weight_decay": SCHEMA["TRAIN.WEIGHT_DECAY"],
+    "optim_wrapper.paramwise_cfg.*_mult": Key(1.0, "", low=0.0, high=1000.0),
+    "param_scheduler*.start_factor": Key(1.0, "", above=0.0, high=1.0),
+    "param_scheduler*.factor": Key(1.0, "", above=0.0, high=1.0),
+    "param_scheduler*.gamma": Key(1.0, "", above=0.0, high=10.0),
+    "param_scheduler*.eta_min": SCHEMA["TRAIN.MIN_LR"],
+    "model.data_preprocessor.mean*": Key(0.0, "", low=0.0, **_OF_255),
+    "model.data_preprocessor.std*": Key(1.0, "", low=1.0, **_OF_255),
+    "model.*drop_path_rate": SCHEMA["MODEL.DROP_PATH"],
+    "model.*dropout_ratio": SCHEMA["MODEL.DROP"],
+}
+# Where None may stand instead: it is as if the key were not there.
+OPTIONAL = (
+    *("train_cfg.max_*", "run.ema_decay", "train_dataloader.aspect_group", "optim_wrapper.optimizer.*"),
+    *("param_scheduler*", "model.*"),
+)
+
 
 def read_recipe(path: Path, overrides: Iterable[str]) -> Recipe:
     """The recipe of a file with ``--set`` applied.
@@ -119,6 +164,8 @@ def check_keys(config: Config, path: Path) -> None:
         node: Any = config
         for part in section.split("."):
             node = node.get(part) or {}
+        if not isinstance(node, Mapping):
+            raise ConfigError(f"{path}: {section} must be a dict of {', '.join(known)}, got {node!r}")
         for key in node:
             if key not in known:
                 there = ELSEWHERE.get(f"{section}.{key}")
@@ -138,27 +185,24 @@ def check_keys(config: Config, path: Path) -> None:
 
 
 def check_numbers(config: Config, path: Path) -> None:
-    """Refuses numbers with which nothing could be trained."""
+    """Refuses numbers and names with which nothing could be trained."""
     optim = config.optim_wrapper
-    whole = {
-        "global_batch": config.global_batch,
-        "optim_wrapper.accumulative_counts": optim.get("accumulative_counts", 1),
-        "run.log_every": config.run.get("log_every", 50),
-        "train_cfg.val_interval": config.train_cfg.get("val_interval", 1),
-        "train_cfg.max_epochs or max_iters": config.train_cfg.get("max_epochs") or config.train_cfg.get("max_iters"),
-    }
-    for name, value in whole.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"{path}: {name} must be a whole number of at least 1, got {value!r}")
-    for name, value in {"run.max_bad": config.run.get("max_bad", 0),
-                        "train_cfg.save_steps": config.train_cfg.get("save_steps", 0)}.items():  # fmt: skip
-        if not isinstance(value, int) or value < 0:
-            raise ConfigError(f"{path}: {name} must be a whole number of at least 0, got {value!r}")
-    if (clip := optim.get("clip_grad")) is not None and not clip.get("max_norm", 0) > 0:
-        raise ConfigError(f"{path}: optim_wrapper.clip_grad.max_norm {clip.get('max_norm')} would stop all learning; "
-                          "clip_grad=None clips nothing")  # fmt: skip
-    if (decay := config.run.get("ema_decay")) is not None and not 0 < decay < 1:
-        raise ConfigError(f"{path}: run.ema_decay must lie between 0 and 1, got {decay}; None keeps no average")
+    for name, value in _flat({name: value for name, value in config.to_dict().items() if name in READ}):
+        key = next((key for pattern, key in NUMBERS.items() if fnmatchcase(name, pattern)), None)
+        if key and not (value is None and any(fnmatchcase(name, pattern) for pattern in OPTIONAL)):
+            _check_number(key, name, value, path)
+        if isinstance(value, float) and math.isnan(value):
+            raise ConfigError(f"{path}: {name} is no number (nan)")
+    optimizer = optim.get("optimizer")
+    if not isinstance(optimizer, Mapping) or optimizer.get("lr") is None:
+        raise ConfigError(f"{path}: optim_wrapper.optimizer.lr, the learning rate for global_batch, is missing")
+    schedule = config.param_scheduler
+    for one in [schedule] if isinstance(schedule, Mapping) else schedule:
+        if (one.get("eta_min") or 0.0) > optimizer.lr:
+            raise ConfigError(f"{path}: eta_min {one.eta_min} of {one.type} in param_scheduler is larger than "
+                              f"optim_wrapper.optimizer.lr {optimizer.lr}")  # fmt: skip
+    if (clip := optim.get("clip_grad")) is not None and not (isinstance(clip, Mapping) and clip):
+        raise ConfigError(f"{path}: optim_wrapper.clip_grad must be dict(max_norm=…), or None for none, got {clip!r}")
     if optim.get("type", "OptimWrapper") not in ("OptimWrapper", "AmpOptimWrapper"):
         raise ConfigError(f"{path}: optim_wrapper.type must be OptimWrapper (float32) or AmpOptimWrapper, "
                           f"got {optim.type!r}")  # fmt: skip
@@ -168,6 +212,15 @@ def check_numbers(config: Config, path: Path) -> None:
         raise ConfigError(f"{path}: optim_wrapper.loss_scale must be 'dynamic', got {optim.loss_scale!r}")
     if not config.run.get("metric"):
         raise ConfigError(f"{path}: run.metric must name what the best checkpoint has most of, e.g. coco/bbox_mAP")
+
+
+def _check_number(key: Key, name: str, value: Any, path: Path) -> None:
+    try:
+        number = coerce(key, value)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {name} {error}") from None
+    if type(number) is not type(value) and not isinstance(value, int):  # it stays as it was written
+        raise ConfigError(f"{path}: {name} must be the number {number}, got {value!r}")
 
 
 def apply_override(config: Config, name: str, text: str) -> None:
