@@ -140,7 +140,7 @@ SCHEMA: dict[str, Key] = {
     "TOKENS.CLASS_WEIGHT": Key(1.0, "weight of the class token's loss", low=0.0, high=1000.0),
     "TOKENS.PATCH_WEIGHT": Key(0.5, "weight of the patch tokens' loss", low=0.0, high=1000.0),
     "TOKENS.GROUND_TRUTH": Key(False, "mix the image's own class into the class token's target, as in fine-tuning"),
-    "TOKENS.MIX": Key(1.0, "alpha of mix-token; 0 for none", low=0.0, high=100.0),
+    "TOKENS.MIX": Key(1.0, "alpha of mix-token; 0 for none", low=0.0),
     # ---- optimisation
     "TRAIN.EPOCHS": Key(300, "epochs of the schedule, warm-up included", low=1, high=10**6),
     "TRAIN.COOLDOWN_EPOCHS": Key(10, "further epochs at TRAIN.MIN_LR", low=0, high=10**6),

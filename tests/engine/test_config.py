@@ -182,7 +182,7 @@ def test_differences_name_the_keys_and_forgive_what_may_change(write):
         (["AUG.CUTMIX=.inf"], ["AUG.CUTMIX must be between 0 and 100, got inf"]),
         (["AUG.COLOR_JITTER=.nan"], ["AUG.COLOR_JITTER", "got nan"]),
         (["AUG.COLOR_JITTER=0.4"], ["AUG.COLOR_JITTER 0.4 has no effect beside AUG.AUTO_AUGMENT 'rand-", "write 0"]),
-        (["TOKENS.MIX=.inf"], ["TOKENS.MIX must be between 0 and 100, got inf"]),
+        (["TOKENS.MIX=.inf"], ["TOKENS.MIX must be at least 0, got inf"]),
         (["MODEL.KWARGS={a: [1, {b: .nan}]}"], ["MODEL.KWARGS has a.1.b nan: numbers must be finite"]),
         (["MODEL.KWARGS={a: 2020-01-01}"], ["MODEL.KWARGS has a datetime.date", "words"]),
         (["MODEL.NUM_CLASSES=1"], ["MODEL.NUM_CLASSES must be between 2 and"]),
