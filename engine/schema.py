@@ -136,7 +136,7 @@ SCHEMA: dict[str, Key] = {
     "AUG.SMOOTHING": Key(0.1, "label smoothing", low=0.0, high=0.9, instead="0.1 is usual, 0 for none"),
     # ---- token labeling (arXiv 2104.10858), of models that give token logits: elsa_volo_*
     "TOKENS.ENABLED": Key(False, "a target for the class token and for every patch token; without mixup and cutmix"),
-    "TOKENS.LABELS": Key("", "label maps of tools/make_token_labels.py; '': the class", empty=True, may_change=True),
+    "TOKENS.LABELS": Key("", "label maps of tools/make_token_labels.py, else the class", empty=True, may_change=True),
     "TOKENS.CLASS_WEIGHT": Key(1.0, "weight of the class token's loss", low=0.0, high=1000.0),
     "TOKENS.PATCH_WEIGHT": Key(0.5, "weight of the patch tokens' loss", low=0.0, high=1000.0),
     "TOKENS.GROUND_TRUTH": Key(False, "mix the image's own class into the class token's target, as in fine-tuning"),
