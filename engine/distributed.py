@@ -49,6 +49,14 @@ class Runtime:
         """Whether all processes have this value."""
         return self.sum([value, value * value]) == [value * self.world_size, value * value * self.world_size]
 
+    def shared(self, names: list[str]) -> list[str]:
+        """The names that every process has, in the main process's order."""
+        if self.world_size == 1:
+            return names
+        everyone: list[Any] = [None] * self.world_size
+        dist.all_gather_object(everyone, names, group=self.control)
+        return [name for name in everyone[0] if all(name in others for others in everyone)]
+
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier(group=self.control)

@@ -54,6 +54,7 @@ class RunFolder:
     def __init__(self, path: Path, runtime: Runtime, resume: str | None, overwrite: bool) -> None:
         self.path, self.runtime, self.resume, self.overwrite = path, runtime, resume, overwrite
         self._lock: IO[str] | None = None
+        self._damaged: Path | None = None
 
     @contextmanager
     def claimed(self) -> Iterator[RunFolder]:
@@ -118,6 +119,8 @@ class RunFolder:
             if found is None:
                 raise CheckpointError(f"--resume {place} has no {LAST}.pt")
             path, content = found
+            if path.stem == PREVIOUS and place == self.path:
+                self._damaged = place / f"{LAST}.pt"
         else:
             path, content = place, read_run(place)
         if changed := recipe.differences(content["config"]):
@@ -171,6 +174,8 @@ class RunFolder:
                 for name in (*names, LOG_NAME, "summary.json", "curves.png"):
                     (self.path / name).unlink(missing_ok=True)
                 shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+            if self._damaged is not None:  # the next save must not make it the previous one
+                self._damaged.unlink(missing_ok=True)
             before = [] if fresh else self._launches()
             launch = {"time": time.strftime("%Y-%m-%d %H:%M:%S"), **environment}
             write_json(self.path / LAUNCHES, [*before, launch])

@@ -191,12 +191,14 @@ class Trainer:
     def log(self, record: StepRecord, pace: Pace, step_in_epoch: int) -> Pace:
         """Writes the mean over the steps since the last line; returns a fresh count."""
         state, plan = self.state, self.plan
-        names = [name for name in pace.losses[0] if all(name in losses for losses in pace.losses)]
-        sums = [torch.stack([losses[name] for losses in pace.losses]).double().sum().item() for name in names]
-        count = len(pace.losses) * self.runtime.world_size
-        means = {name: total / count for name, total in zip(names, self.runtime.sum(sums), strict=True)}
-        state.loss_sum += means["loss"] * len(pace.losses)
-        state.loss_steps += len(pace.losses)
+        names = self.runtime.shared([name for name in pace.losses[0] if all(name in losses for losses in pace.losses)])
+        mine = torch.stack([torch.stack([losses[name] for name in names]) for losses in pace.losses]).double()
+        sums = torch.tensor(self.runtime.sum(mine.flatten().tolist()), dtype=torch.float64)
+        table = sums.view(mine.shape) / self.runtime.world_size  # (steps, names)
+        means = dict(zip(names, table.mean(0).tolist(), strict=True))
+        for loss in table[:, names.index("loss")].tolist():  # one by one: the same sum wherever a run was interrupted
+            state.loss_sum += loss
+        state.loss_steps += len(table)
         numbers = {
             "epoch": state.step / plan.steps_per_epoch,
             **means,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -135,9 +136,9 @@ def _wrap(model: nn.Module, compiled: bool, runtime: Runtime) -> nn.Module:
     """The module that a step calls: distributed and compiled where asked for."""
     if runtime.world_size > 1:
         devices = [runtime.device.index] if runtime.device.type == "cuda" else None
-        model = DistributedDataParallel(
-            model, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False
-        )
+        known = inspect.signature(DistributedDataParallel).parameters  # torch gave it another name
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        model = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **{buffers: False})
     return torch.compile(model) if compiled else model
 
 
