@@ -128,12 +128,13 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
 
 def _verify(path: Path) -> None:
     """Raises CheckpointError where a record of a torch file (a zip file since torch 1.6) has another CRC-32."""
-    if not zipfile.is_zipfile(path):
-        return  # the older format, which has no checksums
-    with zipfile.ZipFile(path) as archive:
-        try:
-            bad = archive.testzip()
-        except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
-            bad = str(error)
+    try:
+        if not zipfile.is_zipfile(path):
+            return  # the older format, which has no checksums
+        with zipfile.ZipFile(path) as archive:
+            # A record marked as a folder (16) torch would pass over.
+            bad = archive.testzip() or next((r.filename for r in archive.infolist() if r.external_attr & 16), None)
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"checkpoint {path} is damaged: {error}") from error
     if bad is not None:
         raise CheckpointError(f"checkpoint {path} is damaged: {Path(bad).name} does not have its checksum")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 
 import pytest
 import safetensors.torch
 import torch
 
+from elsa.core import CheckpointError
+from elsa.core.archive import read_archive
 from elsa.engine import sha256, write_text, write_then_rename
 from elsa.engine.checkpoint import save_checkpoint
 from elsa.engine.distributed import Runtime
@@ -41,6 +44,33 @@ def test_last_best_and_weights_agree(tmp_path):
     assert safetensors.torch.load_file(tmp_path / "last.safetensors")["w"].tolist() == [6.0, 6.0]
     with safetensors.safe_open(tmp_path / "best.safetensors", "pt") as stream:
         assert json.loads(stream.metadata()["config"]) == {"TRAIN.LR": 1.0}
+
+
+def test_whatever_bit_is_flipped_it_is_refused_or_changes_nothing(tmp_path):
+    """Everywhere in the files, not in the tensors alone: padding may change, a mark that a record is a folder not."""
+    state = {
+        "arch": "a",
+        "epoch": 1,
+        "config": {"TRAIN.LR": 1.0},
+        "state_dict": {"w": torch.arange(6.0).view(2, 3), "half": torch.ones(3, dtype=torch.bfloat16)},
+    }
+    save_checkpoint(tmp_path, state, {"w": torch.full((2,), 5.0)}, is_best=False)
+    for path in (tmp_path / "last.pt", tmp_path / "last.safetensors"):
+        raw, content = path.read_bytes(), repr(read_archive(path))
+        refused = 0
+        for position, bit in itertools.chain.from_iterable(((p, p % 8), (p, 4)) for p in range(len(raw))):
+            damaged = bytearray(raw)
+            damaged[position] ^= 1 << bit
+            path.write_bytes(damaged)
+            try:
+                assert repr(read_archive(path)) == content, (path.name, position, bit)
+            except CheckpointError:
+                refused += 1
+        assert refused > len(raw)
+        for length in range(0, len(raw), 7):
+            path.write_bytes(raw[:length])
+            with pytest.raises(CheckpointError):
+                read_archive(path)
 
 
 def test_sha256(tmp_path):
