@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from elsa.core import ConfigError, logger
+from elsa.core import ConfigError, UserError, logger
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,17 @@ class Runtime:
         if self.world_size > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, 0)
+
+    def in_main(self, work: Callable[[], object]) -> None:
+        """The main process does it while the others wait; where it raises UserError, all do."""
+        refused = None
+        if self.is_main:
+            try:
+                work()
+            except UserError as error:
+                refused = error
+        if self.any(refused is not None):
+            raise refused or ConfigError("the main process cannot go on, and says why")
 
     @contextmanager
     def main_first(self) -> Iterator[None]:

@@ -61,9 +61,7 @@ class RunFolder:
         """Holds the folder against other runs; one that is not there yet is claimed by ``open``."""
         check_writable(self.path)
         try:
-            if self.runtime.is_main and self.path.is_dir():
-                self._claim()
-            self.runtime.barrier()
+            self.runtime.in_main(self._claim if self.path.is_dir() else lambda: None)
             yield self
         finally:
             if self._lock is not None:
@@ -96,6 +94,9 @@ class RunFolder:
         lock.flush()
         self._lock = lock
 
+    def _holds_a_run(self) -> bool:
+        return any((self.path / f"{name}.pt").exists() for name in (LAST, PREVIOUS))
+
     def find(self, recipe: Recipe) -> dict[str, Any] | None:
         """The checkpoint to continue from, or None for a fresh run.
 
@@ -103,9 +104,8 @@ class RunFolder:
             ConfigError: the folder holds a run and nothing says what to do with it, or the recipe is another.
             CheckpointError: what is there is damaged.
         """
-        there = any((self.path / f"{name}.pt").exists() for name in (LAST, PREVIOUS))
         if self.resume is None:
-            if there and not self.overwrite:
+            if self._holds_a_run() and not self.overwrite:
                 raise ConfigError(
                     f"{self.path} holds a run; --resume auto continues it, --overwrite replaces it, "
                     "or choose another --output"
@@ -162,27 +162,34 @@ class RunFolder:
         return before if isinstance(before, list) else []
 
     def open(self, recipe: Recipe, plan: Plan, environment: Mapping[str, Any], fresh: bool) -> None:
-        """Recipe, plan and environment on disk before the first step; what killed runs left is cleared away."""
-        if self.runtime.is_main:
-            make_folder(self.path)
-            if self._lock is None:
-                self._claim()
-            if left := sweep(self.path):
-                logger.info("removed what a killed run left: %s", ", ".join(left))
-            if fresh and self.overwrite:
-                names = [f"{name}.{kind}" for name in (LAST, PREVIOUS, BEST) for kind in ("pt", "safetensors")]
-                for name in (*names, LOG_NAME, "summary.json", "curves.png"):
-                    (self.path / name).unlink(missing_ok=True)
-                shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
-            if self._damaged is not None:  # the next save must not make it the previous one
-                self._damaged.unlink(missing_ok=True)
-            before = [] if fresh else self._launches()
-            launch = {"time": time.strftime("%Y-%m-%d %H:%M:%S"), **environment}
-            write_json(self.path / LAUNCHES, [*before, launch])
-            write_text(self.path / recipe.file, recipe.text)
-            write_json(self.path / "plan.json", plan.as_dict())
-        self.runtime.barrier()
+        """Recipe, plan and environment on disk before the first step; what killed runs left is cleared away.
+
+        Raises:
+            ConfigError: another run has taken the folder since it was looked at.
+        """
+        self.runtime.in_main(lambda: self._write(recipe, plan, environment, fresh))
         setup_logging(self.runtime.rank, self.path / LOG_FILE)
+
+    def _write(self, recipe: Recipe, plan: Plan, environment: Mapping[str, Any], fresh: bool) -> None:
+        make_folder(self.path)
+        if self._lock is None:
+            self._claim()
+            if self._holds_a_run() and not self.overwrite:  # begun and ended since ``find``
+                raise ConfigError(f"{self.path} holds a run that began meanwhile; --resume auto continues it")
+        if left := sweep(self.path):
+            logger.info("removed what a killed run left: %s", ", ".join(left))
+        if fresh and self.overwrite:
+            names = [f"{name}.{kind}" for name in (LAST, PREVIOUS, BEST) for kind in ("pt", "safetensors")]
+            for name in (*names, LOG_NAME, "summary.json", "curves.png"):
+                (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+        if self._damaged is not None:  # the next save must not make it the previous one
+            self._damaged.unlink(missing_ok=True)
+        before = [] if fresh else self._launches()
+        launch = {"time": time.strftime("%Y-%m-%d %H:%M:%S"), **environment}
+        write_json(self.path / LAUNCHES, [*before, launch])
+        write_text(self.path / recipe.file, recipe.text)
+        write_json(self.path / "plan.json", plan.as_dict())
 
 
 def describe_environment(runtime: Runtime) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from guarantees import BF16, DENSE_BF16, DENSE_KEYS, KEYS, LINEAR, Case
+from launches import Launch
 from PIL import Image
 
 from elsa.data import write_digits_ade
@@ -220,3 +222,69 @@ def plain_norms():
         return node
 
     return call
+
+
+# Task → the fixtures of its recipe and its data, images to validate, the metric of the best checkpoint.
+CASES = {
+    "classification": ("config", "images", 20, "top1"),
+    "detection": ("detector", "coco", 3, "coco/bbox_mAP"),
+    "segmentation": ("segmentor", "ade", 3, "single_scale/mIoU"),
+}
+
+
+@pytest.fixture(params=CASES)
+def task(request) -> Case:
+    """The small recipe of each task, with an average of the weights: 18, 8 and 6 steps in 3, 2 and 2 epochs, with 3, 2
+    and 2 evaluations."""
+    name = request.param
+    recipe, data, images, metric = CASES[name]
+    recipe, data = request.getfixturevalue(recipe), request.getfixturevalue(data)
+    if name == "classification":
+        return Case(name, recipe, metric, data, images, KEYS, BF16)
+    with recipe.open("a") as text:
+        text.write('run["ema_decay"] = 0.5\n')
+        if name == "detection":  # a second evaluation, and steps large enough for the average to find something
+            text.write('train_cfg["val_interval"] = 1\noptim_wrapper = dict(optimizer=dict(lr=5e-3))\n')
+    single = ["--scales", "single"] if name == "segmentation" else []
+    return Case(name, recipe, metric, data, images, DENSE_KEYS, DENSE_BF16, single)
+
+
+@pytest.fixture
+def linear(task) -> Case:
+    """The same without what depends on how a batch is divided: see LINEAR."""
+    text = task.recipe.read_text()
+    if task.task == "classification":
+        text = text.replace("DROP_PATH: 0.1", "DROP_PATH: 0.0").replace("LR: 3.0e-3", "LR: 0.05, OPTIMIZER: sgd")
+    task.recipe.write_text(text + LINEAR[task.task])
+    return task
+
+
+@pytest.fixture(scope="session")
+def whole_runs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("whole")
+
+
+@pytest.fixture
+def whole(task, whole_runs, tool) -> Path:
+    """The folder of an uninterrupted run of the task, saving every 2 steps, the same for all tests: read only."""
+    folder = whole_runs / task.task
+    if not folder.exists():
+        outcome = tool("train", task.recipe, "--output", folder, *task.set(save=2))
+        assert outcome.code == 0, outcome.err
+    return folder
+
+
+@pytest.fixture
+def launch(root, tmp_path):
+    """``launch("kill:3", "train", *arguments, processes=1)`` starts the tool in processes of its own, in one of which
+    that goes wrong."""
+    launches: list[Launch] = []
+
+    def call(fault: str, verb: str, *arguments: object, processes: int = 1) -> Launch:
+        folder = tmp_path / f"launch{len(launches)}"
+        launches.append(Launch(root / "tools" / f"{verb}.py", fault, arguments, folder, processes))
+        return launches[-1]
+
+    yield call
+    for one in launches:
+        one.kill()

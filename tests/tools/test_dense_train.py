@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
@@ -91,56 +89,6 @@ def test_train_evaluate_predict(tool, detector, trained, coco, tmp_path):
         assert mask.shape == (said["images"][0]["height"], said["images"][0]["width"])
         assert mask.sum() == annotation["area"]
         assert annotation["category_id"] in index.cats
-
-
-def tensors(path):
-    return torch.load(path, weights_only=True)
-
-
-def assert_same_state(one, other):
-    first, second = tensors(one), tensors(other)
-    assert first["step"] == second["step"]
-    for name, value in first["state_dict"].items():
-        assert torch.equal(value, second["state_dict"][name]), name
-    states = zip(first["optimizer"]["state"].values(), second["optimizer"]["state"].values(), strict=True)
-    assert all(torch.equal(mine["exp_avg"], theirs["exp_avg"]) for mine, theirs in states)
-    assert first["history"] == second["history"]
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_that_was_stopped_within_an_epoch_continues_bit_for_bit(
-    tool, detector, trained, tmp_path, workers, signal_at
-):
-    """SIGTERM in step 3 and SIGINT in step 6 of 8, the latter in the second epoch."""
-    stopped = tmp_path / "stopped"
-    for step, number in ((3, signal.SIGTERM), (6, signal.SIGINT)):
-        signal_at(step - 1, number)
-        options = ["--resume", "auto", "--set", f"train_dataloader.num_workers={workers}"]
-        outcome = tool("train", detector, "--output", stopped, *options)
-        assert outcome.code == 0, outcome.err
-        assert f"stopped after step {step}" in outcome.err
-        assert tensors(stopped / "last.pt")["step"] == step
-    signal_at()
-    assert tool("train", detector, "--output", stopped, "--resume", "auto").code == 0
-    assert_same_state(trained / "last.pt", stopped / "last.pt")
-    steps = [json.loads(line)["step"] for line in (stopped / "log.jsonl").open() if '"train"' in line]
-    assert steps == sorted(set(steps))
-
-
-def test_two_processes_train_and_evaluate_as_one(start, tool, detector, trained, tmp_path):
-    """Synchronous training is the same but for rounding; evaluation counts each image once."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    process = start(launch, "train", detector, "--output", tmp_path / "two")
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, out
-    assert "global batch 2 = 2 processes × 1 accumulated × 1 images" in out
-    one, two = tensors(trained / "last.pt"), tensors(tmp_path / "two" / "last.pt")
-    assert two["step"] == 8
-    process = start(launch, "evaluate", detector, trained / "last.pt", "--output", tmp_path / "eval2")
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, out
-    metrics = read(tmp_path / "eval2" / "results.json")["metrics"]
-    assert metrics["coco/bbox_mAP"] == one["history"][-1]["coco/bbox_mAP"]
 
 
 def test_an_image_that_cannot_be_read_is_left_out_and_counted(tool, detector, coco, tmp_path):

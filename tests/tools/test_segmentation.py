@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -107,35 +106,6 @@ def test_miou_is_the_definition(tool, segmentor, trained, ade, tmp_path):
     shares = both[1:][either[1:] > 0] / either[1:][either[1:] > 0]
     assert outcome.code == 0
     assert metrics["single_scale/mIoU"] == pytest.approx(100 * shares.mean(), abs=0.01)
-
-
-def test_a_run_that_was_stopped_continues_bit_for_bit(tool, segmentor, trained, tmp_path, signal_at):
-    """SIGTERM in step 2, and in 5, after the first evaluation and within the second epoch."""
-    for step in (2, 5):
-        signal_at(step - 1, signal.SIGTERM)
-        outcome = tool("train", segmentor, "--output", tmp_path / "run", "--resume", "auto")
-        assert outcome.code == 0, outcome.err
-        assert tensors(tmp_path / "run" / "last.pt")["step"] == step
-    signal_at()
-    assert tool("train", segmentor, "--output", tmp_path / "run", "--resume", "auto").code == 0
-    one, two = tensors(trained / "last.pt"), tensors(tmp_path / "run" / "last.pt")
-    assert all(torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items())
-    assert one["history"] == two["history"]
-
-
-def test_what_two_processes_evaluate_is_what_they_save(start, tool, segmentor, tmp_path):
-    """Each process has its own batch statistics; those of the main one are saved, and evaluated by all."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    process = start(launch, "train", segmentor, "--output", tmp_path / "two", "--set", "global_batch=4")
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, out
-    said = tensors(tmp_path / "two" / "last.pt")["history"][-1]
-    outcome = tool(
-        "evaluate", segmentor, tmp_path / "two" / "last.pt", "--scales", "single", "--output", tmp_path / "eval"
-    )
-    assert outcome.code == 0, outcome.err
-    metrics = read(tmp_path / "eval" / "results.json")["metrics"]
-    assert {name: said[name] for name in metrics} == metrics
 
 
 def test_sliding_windows_larger_and_smaller_than_the_image(tool, segmentor, trained, tmp_path):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from elsa.engine import Trainer, read_log, sha256
+from elsa.engine import read_log, sha256
 
 
 def ink(path) -> float:
@@ -83,48 +83,6 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(trained, conf
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_interrupted_within_an_epoch_goes_on_bit_for_bit(trained, config, tool, tmp_path, monkeypatch, number):
-    """Weights, optimizer, average, best and history equal those of a run that was never interrupted."""
-    count = Trainer.count
-
-    def count_and_interrupt(self, record, pace):
-        count(self, record, pace)
-        if self.state.step == 9:
-            os.kill(os.getpid(), number)
-
-    monkeypatch.setattr(Trainer, "count", count_and_interrupt)
-    stopped = tool("train", config, "--output", tmp_path / "cut", "--resume", "auto")
-    assert stopped.code == 0, stopped.err
-    assert "stopped after step 10 and saved" in stopped.err
-    monkeypatch.undo()
-    resumed = tool("train", config, "--output", tmp_path / "cut", "--resume", "auto")
-    assert resumed.code == 0, resumed.err
-    assert "resumed" in resumed.err
-    whole, pieces = torch.load(trained / "last.pt"), torch.load(tmp_path / "cut/last.pt")
-    for name in ("state_dict", "state_dict_ema", "optimizer", "history", "best", "best_step", "step"):
-        assert equal_states(whole[name], pieces[name]), name
-
-
-def test_a_killed_run_loses_no_more_than_what_came_after_its_last_save(trained, config, start, tool, tmp_path):
-    """SIGKILL, as when a node dies; LOG.SAVE_STEPS=2 saves within the epoch. Loader processes change nothing."""
-    run = tmp_path / "killed"
-    process = start([], "train", config, "--output", run, "--set", "LOG.SAVE_STEPS=2", "DATA.WORKERS=1")
-    for line in process.stdout:
-        if "epoch 2/3 step 4/6" in line:
-            process.kill()
-            break
-    process.wait()
-    saved = torch.load(run / "last.pt")["step"]
-    assert saved >= 8
-    resumed = tool("train", config, "--output", run, "--resume", "auto", "--set", "LOG.SAVE_STEPS=2")
-    assert resumed.code == 0, resumed.err
-    assert f"after step {saved}" in resumed.err
-    assert equal_states(torch.load(trained / "last.pt")["state_dict"], torch.load(run / "last.pt")["state_dict"])
-    steps = [record["step"] for record in read_log(run) if record["kind"] == "train"]
-    assert steps == sorted(set(steps))
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_whole_group_stops_a_run_cleanly(config, start, tmp_path, number):
     """As by Ctrl-C in a terminal: loader processes are in the group, and a launcher forwards the signal once more."""
     options = ["--set", "TRAIN.EPOCHS=10000", "DATA.WORKERS=1"]
@@ -146,13 +104,6 @@ def test_a_run_goes_on_in_another_folder(trained, config, tool, tmp_path):
     outcome = tool("train", config, "--output", tmp_path / "new", "--resume", trained)
     assert outcome.code == 0, outcome.err
     assert "after step 18" in outcome.err
-
-
-def test_resuming_a_finished_run_changes_nothing(trained, config, tool):
-    before = torch.load(trained / "last.pt")
-    outcome = tool("train", config, "--output", trained, "--resume", "auto")
-    assert outcome.code == 0, outcome.err
-    assert equal_states(before, torch.load(trained / "last.pt"))
 
 
 def test_two_processes_train_as_one_and_evaluate_exactly(config, tool, start, tmp_path):
