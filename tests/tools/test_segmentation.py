@@ -260,6 +260,15 @@ def test_a_checkpoint_of_another_class_count(refused, tool, segmentor, trained, 
     refused(outcome, "decode_head.num_classes is 150", "11 classes")
 
 
+def test_one_image_at_a_time_is_no_batch_to_normalise_over(refused, tool, segmentor, tmp_path):
+    options = ["--set", "optim_wrapper.accumulative_counts=2"]
+    outcome = tool("train", segmentor, "--output", tmp_path / "run", *options)
+    refused(outcome, "decode_head.psp_modules.0 normalises a map of 1×1", "global_batch is too small")
+    assert not (tmp_path / "run").exists()
+    norm = "model.decode_head.norm_cfg={'type': 'GN', 'num_groups': 4, 'requires_grad': True}"
+    assert tool("train", segmentor, "--output", tmp_path / "run", *options, norm, "train_cfg.max_iters=1").code == 0
+
+
 def test_class_weights_for_another_number_of_classes(refused, tool, segmentor, tmp_path):
     weights = "model.decode_head.loss_decode.class_weight=[1, 2]"
     outcome = tool("train", segmentor, "--output", tmp_path / "run", "--set", weights)

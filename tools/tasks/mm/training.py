@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from elsa.core import logger
+from elsa.core import ConfigError, logger
 from elsa.data import divide_batch
 from elsa.data.mm.loaders import eval_loader, train_loader
 from elsa.engine import Plan, Precision, Recipe, Runtime, Step, TrainState, fit_precision
@@ -52,6 +52,7 @@ def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, task: str, met
         check_classes(config, loader.dataset.metainfo["classes"])
     check_metric(config.val_evaluator, config.run.metric, metric, held_out.dataset.metainfo["classes"])
     model, adapted = build_model(config, runtime)
+    _check_batch_norm(model, micro, runtime.world_size)
     if fresh:
         with mistakes_named():
             model.init_weights()
@@ -109,6 +110,20 @@ def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, task: str, met
         meta={"meta": {"dataset_meta": facts}},
         ema_decay=config.run.get("ema_decay"),
     )
+
+
+def _check_batch_norm(model: nn.Module, micro: int, processes: int) -> None:
+    """Raises ConfigError where batch norm would see a single number per channel: one image, pooled to 1×1."""
+    for name, module in model.named_modules():
+        first = next(module.children(), None) if isinstance(module, nn.Sequential) else None
+        if micro == 1 and isinstance(first, nn.AdaptiveAvgPool2d) and first.output_size in (1, (1, 1)):
+            for norm in module.modules():
+                alone = isinstance(norm, nn.BatchNorm2d) or processes == 1
+                if isinstance(norm, nn.modules.batchnorm._BatchNorm) and alone:
+                    raise ConfigError(
+                        f"{name} normalises a map of 1×1 over the images that a process holds at a time, which must be "
+                        "two or more: global_batch is too small for so many processes and accumulated micro-batches"
+                    )
 
 
 def choose_precision(config: Config, device: torch.device) -> Precision:
