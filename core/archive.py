@@ -104,7 +104,8 @@ def _is_file(path: Path) -> bool | None:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
     """Writes a .safetensors file with metadata and a checksum of the tensors."""
     metadata = {**about, CHECKSUM: _checksum(tensors)}
-    safetensors.torch.save_file(dict(tensors), path, metadata=metadata)
+    # Not save_file, which writes a file of another name first: a killed process would leave that behind.
+    path.write_bytes(safetensors.torch.save(dict(tensors), metadata=metadata))
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

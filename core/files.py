@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import safetensors
-
 from .errors import ConfigError
 
 
@@ -32,9 +30,12 @@ def write_then_rename(path: Path, write: Callable[[Path], object]) -> None:
     try:
         try:
             write(beside)
-        except (RuntimeError, safetensors.SafetensorError) as error:  # torch's and safetensors' words for a full disk
+        except RuntimeError as error:  # torch's word for a full disk
             reason = f"cannot be written ({str(error).splitlines()[0]}): is the disk full?"
             raise OSError(errno.EIO, reason, str(path)) from error
+        except OSError as error:
+            error.filename = str(path)
+            raise
         with beside.open("rb") as stream:
             os.fsync(stream.fileno())
         beside.chmod(0o666 & ~_umask())

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from elsa.core import CheckpointError
-from elsa.core.archive import read_archive
+from elsa.core.archive import read_archive, write_tensors
 from elsa.engine import sha256, write_text, write_then_rename
 from elsa.engine.checkpoint import save_checkpoint
 from elsa.engine.distributed import Runtime
@@ -26,10 +26,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
     def fail(beside):
         beside.write_text("half of the n")
-        raise OSError("disk full")
+        raise OSError(28, "disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OSError, match="disk full") as caught:
         write_then_rename(path, fail)
+    assert caught.value.filename == str(path)
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["state"]
 
@@ -44,6 +45,14 @@ def test_last_best_and_weights_agree(tmp_path):
     assert safetensors.torch.load_file(tmp_path / "last.safetensors")["w"].tolist() == [6.0, 6.0]
     with safetensors.safe_open(tmp_path / "best.safetensors", "pt") as stream:
         assert json.loads(stream.metadata()["config"]) == {"TRAIN.LR": 1.0}
+
+
+def test_weights_are_written_under_the_name_that_is_given(tmp_path):
+    """A library's own temporary file, which a killed process would leave, would take the link's place."""
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    write_tensors(tmp_path / "link", {"w": torch.ones(2)}, {"arch": "a"})
+    assert (tmp_path / "link").is_symlink()
+    assert safetensors.torch.load_file(tmp_path / "file")["w"].tolist() == [1.0, 1.0]
 
 
 def test_whatever_bit_is_flipped_it_is_refused_or_changes_nothing(tmp_path):
