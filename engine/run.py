@@ -21,6 +21,7 @@ import torch
 from elsa.core import (
     CheckpointError,
     ConfigError,
+    __version__,
     check_writable,
     logger,
     make_folder,
@@ -199,6 +200,7 @@ def describe_environment(runtime: Runtime) -> dict[str, Any]:
     return {
         "command": sys.argv,
         "python": platform.python_version(),
+        "elsa": __version__,
         "packages": {**{name: installed[name] for name in PACKAGES if name in installed}, "torch": torch.__version__},
         "platform": platform.platform(),
         "device": gpu or platform.processor() or platform.machine(),

@@ -72,6 +72,8 @@ class ELSA(nn.Module):
             raise ValueError(f"dilation must be at least 1, got {dilation}")
         if isinstance(lam, bool) or lam != int(lam) or lam < 0:
             raise ValueError(f"lam (λ) must be a non-negative integer, got {lam}: a power of a negative value is NaN")
+        if not 0 <= attn_drop < 1:
+            raise ValueError(f"attn_drop must be at least 0 and below 1, got {attn_drop}")
         if dim_qk % groups or logits % groups:
             raise ValueError(f"groups must divide dim_qk {dim_qk} and num_heads · K² = {logits}, got {groups}")
 

@@ -1,4 +1,4 @@
-# The backbone of detectors and segmentors, with every argument that --set can reach; see elsa.models.dense.
+# The backbone of detectors and segmentors, with every argument that --set can reach; see elsa.models.mm.
 backbone = dict(
     _delete_=True,
     type="DenseBackbone",

@@ -68,7 +68,8 @@ class LoadCheckedAnnotations(LoadAnnotations):
     """
 
     def _load_seg_map(self, results: dict[str, Any]) -> None:
-        path = results["seg_map_path"]
+        if (path := results.get("seg_map_path")) is None:
+            return  # mmseg's own inference gives images alone
         try:
             labels = decode_labels(path)
         except UNREADABLE as error:

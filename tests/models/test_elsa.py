@@ -123,6 +123,7 @@ def test_default_scale_is_head_dim_to_the_minus_half():
         (dict(groups=7), ["groups", "7"]),
         (dict(groups=0), ["groups", "0"]),
         (dict(group_width=0), ["group_width", "0"]),
+        (dict(attn_drop=1.0), ["attn_drop", "below 1", "1.0"]),
     ],
     ids=str,
 )
