@@ -214,7 +214,7 @@ def coerce(key: Key, value: Any) -> Any:
         near = did_you_mean(value, map(str, key.choices))
         raise ValueError(f"must be one of {', '.join(map(str, key.choices))}, got {_short(value)}{near}")
     if isinstance(value, str) and ("\0" in value or not (value.strip() or key.empty)):
-        raise ValueError(f"must be a name, got {_short(value)}")
+        raise ValueError(f"must be a name, got {_short(value)}: {key.help}")
     if isinstance(value, (int, float)) and not isinstance(value, bool) and not key.allows(value):
         raise ValueError(f"must be {key.range() or 'a finite number'}, got {_short(value)}{key.hints()}")
     return value

@@ -12,6 +12,7 @@ import types
 import pytest
 from PIL import Image
 
+from elsa.core import UserError
 from elsa.data import DataError, eval_loader, open_splits, train_loader
 
 TWO = {"train": {"a": 5, "b": 3}, "val": {"a": 2, "b": 2}}
@@ -233,7 +234,9 @@ def test_unusable_tar_file(write_images, make_config, content):
 
 @pytest.mark.parametrize("name", ["", "torch", "folders", "wsd/x", "imagenet", "tfrecord/x"])
 def test_unknown_reader(write_images, make_config, name):
-    said = refusal(make_config(write_images(TWO), f"DATA.DATASET='{name}'"))
+    with pytest.raises(UserError) as caught:  # an empty name already by the configuration
+        open_splits(make_config(write_images(TWO), f"DATA.DATASET='{name}'"), "train", "val")
+    said = str(caught.value)
     for word in (f"{name!r}", "folder", "torch/NAME", "hfds/NAME", "wds/NAME"):
         assert word in said
 

@@ -1,8 +1,8 @@
 // Prints what the launch code asks for, per specialised kernel, from the kernels' own constants: type, K, kernel,
 // threads, dynamic shared bytes per ghost mode for heads of 32 channels. Compiled by cuda_report.py with the host
 // compiler.
-#include "../kernels/csrc/cuda/aggregate.cuh"
-#include "../kernels/csrc/cuda/gradients.cuh"
+#include "../../kernels/csrc/cuda/aggregate.cuh"
+#include "../../kernels/csrc/cuda/gradients.cuh"
 
 #include <cstdio>
 
