@@ -113,6 +113,12 @@ class RunFolder:
                 )
             return None
         place = self.path if self.resume == "auto" else Path(self.resume)
+        elsewhere = self.path.resolve() not in (place.resolve(), place.resolve().parent)
+        if elsewhere and self._holds_a_run() and not self.overwrite:
+            raise ConfigError(
+                f"{self.path} holds another run than --resume {self.resume}; --overwrite replaces it, "
+                "or choose another --output"
+            )
         if place.is_dir() or self.resume == "auto":
             found = read_last(place)
             if found is None and self.resume == "auto":
@@ -152,7 +158,7 @@ class RunFolder:
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ConfigError(f"the checkpoint does not fit this run: {reason}") from error
-        logger.info("resumed after step %d, in epoch %d", state.step, state.epoch + 1)
+        logger.info("resumed after step %d: %d whole epochs", state.step, state.epoch)
 
     def _launches(self) -> list[Any]:
         """What earlier launches noted; nothing where the file is damaged."""

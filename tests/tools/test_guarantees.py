@@ -71,7 +71,7 @@ def test_signals_stop_it_within_an_epoch_and_it_goes_on_bit_for_bit(task, whole,
         outcome = tool("train", task.recipe, "--output", run, "--resume", "auto", *task.set(save=0, workers=workers))
         assert outcome.code == 0, outcome.err
         if before:
-            assert f"resumed after step {before}, " in outcome.err
+            assert f"resumed after step {before}: " in outcome.err
         before = step
         if step:
             assert f"stopped after step {step} and saved; go on with --resume auto" in outcome.err

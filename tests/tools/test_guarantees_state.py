@@ -184,3 +184,12 @@ def test_gradients_are_clipped_and_their_norm_is_told(task, tool, tmp_path, monk
     assert [applied for _, applied in norms] == pytest.approx([min(told, 0.1) for told, _ in norms], rel=1e-3)
     told = [record["grad_norm"] for record in records(tmp_path / "run", "train")]
     assert set(told) <= {norm for norm, _ in norms}
+
+
+def test_a_run_goes_on_in_another_folder_that_holds_none(task, whole, copied, tool, refused, tmp_path):
+    arguments = ("train", task.recipe, *task.set(save=2), "--resume", whole / "last.pt", "--output")
+    refused(tool(*arguments, copied), f"{copied} holds another run than --resume {whole / 'last.pt'}", "--overwrite")
+    assert_same_run(whole, copied)
+    outcome = tool(*arguments, tmp_path / "new")
+    assert outcome.code == 0, outcome.err
+    assert f"resumed after step {content(whole / 'last.pt')['step']}" in outcome.err
