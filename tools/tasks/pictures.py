@@ -36,20 +36,21 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path, title: str, curve
 
     for name in [name for name in (train[-1] if train else ()) if "loss" in name]:
         draw(loss, train, name, label="training" if name == "loss" else name, linewidth=2 if name == "loss" else 1)
+    told = "validation"
     for record in evaluated[-1:]:
         if "loss" in record:
             draw(loss, evaluated, "loss", "o-", ms=3, label="validation")
         for name in [name for name in record if name.endswith(tuple(curves))]:
             draw(score, evaluated, name, "o-", ms=3, label=name)
         best = max(evaluated, key=lambda row: row[metric])
-        score.annotate(f"best {metric} {best[metric]:.4g}", (best["epoch"], best[metric]), (0.3, 0.12),
-                       textcoords="axes fraction", arrowprops=dict(arrowstyle="-", alpha=0.4))  # fmt: skip
+        score.plot(best["epoch"], best[metric], "*", ms=12, color="black")
+        told = f"validation: best {metric} {best[metric]:.4g}"
     draw(rate, train, "lr")
-    for axis, name in ((loss, "loss"), (score, "validation"), (rate, "learning rate")):
+    for axis, name in ((loss, "loss"), (score, told), (rate, "learning rate")):
         axis.set(title=name, xlabel="epoch", ylim=(0, None))
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8)
+            axis.legend(fontsize=8, loc="lower right" if axis is score else "best")
     save_figure(figure, path)
 
 
