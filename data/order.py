@@ -61,12 +61,24 @@ class TrainSampler(Sampler):
     Step s takes entries s·B … (s+1)·B of the order, B the global batch, whatever the number of processes; what remains
     after the last whole batch waits for another epoch.
 
+    Args:
+        interleaved: whether neighbours go to different processes, instead of staying together where they can.
+
     Attributes:
         epoch, first_step: where the next iteration begins.
     """
 
-    def __init__(self, order: Order, length: int, batch: int, accum: int, rank: int, world_size: int) -> None:
-        self.order, self.length, self.batch, self.accum = order, length, batch, accum
+    def __init__(
+        self,
+        order: Order,
+        length: int,
+        batch: int,
+        accum: int,
+        rank: int,
+        world_size: int,
+        interleaved: bool = False,
+    ) -> None:
+        self.order, self.length, self.batch, self.accum, self.interleaved = order, length, batch, accum, interleaved
         self.rank, self.world_size = rank, world_size
         self.epoch, self.first_step = 0, 0
 
@@ -74,7 +86,11 @@ class TrainSampler(Sampler):
         order = torch.as_tensor(self.order(self.epoch))
         for step in range(self.first_step, self.length // self.batch):
             members = order[step * self.batch : (step + 1) * self.batch]
-            for micro_batch in members.reshape(self.accum, self.world_size, -1)[:, self.rank]:
+            if self.interleaved:
+                mine = members.reshape(self.accum, -1, self.world_size)[:, :, self.rank]
+            else:
+                mine = members.reshape(self.accum, self.world_size, -1)[:, self.rank]
+            for micro_batch in mine:
                 yield [(self.epoch, index) for index in micro_batch.tolist()]
 
 

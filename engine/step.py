@@ -55,6 +55,7 @@ class Step(ABC):
         self.source, self.clip_grad, self.ema = source, clip_grad, ema
         self.scaler = scaler or precision.grad_scaler()
         self.device = next(source.parameters()).device
+        self.clipped = list(source.parameters())  # whose gradients' norm is limited; the norm is a sum in this order
 
     @abstractmethod
     def loss(self, batch: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -81,7 +82,7 @@ class Step(ABC):
 
         self.scaler.unscale_(self.optimizer)
         limit = float("inf") if self.clip_grad is None else self.clip_grad
-        grad_norm = nn.utils.clip_grad_norm_(self.source.parameters(), limit)
+        grad_norm = nn.utils.clip_grad_norm_(self.clipped, limit)
         lr = max(group["lr"] for group in self.optimizer.param_groups)
         self.scaler.step(self.optimizer)
         self.scaler.update()

@@ -126,7 +126,8 @@ def train_loader(
     group = (settings.get("aspect_group") or batch) if grouped else 1
     if batch % group:
         raise DataError(f"global_batch {batch} is no multiple of train_dataloader.aspect_group {group}")
-    sampler = TrainSampler(Orders(dataset, seed, group), len(dataset), batch, accum, rank, world_size)
+    place = (rank, world_size, group == 1)  # groups stay together, else neighbours part, as in mmengine
+    sampler = TrainSampler(Orders(dataset, seed, group), len(dataset), batch, accum, *place)
     loader = DataLoader(dataset, batch_sampler=sampler, **_worker_options(settings))
     return TrainLoader(loader, sampler, len(dataset), batch, accum, BadImages(max_bad, "max_bad"), replaced)
 

@@ -22,9 +22,9 @@ class Pictures:
         return dict(width=48, height=72) if self.tall[index] else dict(width=72, height=48)
 
 
-def steps(order, count, batch, accum=1, world_size=1, epoch=0, first_step=0):
+def steps(order, count, batch, accum=1, world_size=1, epoch=0, first_step=0, interleaved=False):
     """The images of each step, those of all processes and micro-batches together."""
-    samplers = [TrainSampler(order, count, batch, accum, rank, world_size) for rank in range(world_size)]
+    samplers = [TrainSampler(order, count, batch, accum, rank, world_size, interleaved) for rank in range(world_size)]
     for sampler in samplers:
         sampler.epoch, sampler.first_step = epoch, first_step
     parts = [list(sampler) for sampler in samplers]
@@ -42,7 +42,7 @@ def test_a_step_sees_the_same_images_for_any_number_of_processes_and_micro_batch
     order = Orders(Pictures(tall), seed=3, group=group)
     alone = steps(order, 37, 8)
     divided = steps(order, 37, 8, accum, world_size)
-    assert divided == alone
+    assert divided == alone == steps(order, 37, 8, accum, world_size, interleaved=True)
     assert len(alone) == 37 // 8
     assert steps(order, 37, 8, accum, world_size, first_step=2) == steps(order, 37, 8, accum, world_size)[2:]
 
@@ -64,3 +64,12 @@ def test_what_remains_and_makes_a_whole_batch_is_no_loss():
     """Three tall and one wide of four: mmdet's own sampler leaves such a batch out, but counts it."""
     order = Orders(Pictures([True, True, True, False]), seed=0, group=4)
     assert steps(order, 4, 4) == [[0, 1, 2, 3]]
+
+
+def test_neighbours_part_or_stay_together():
+    """Interleaved they part, as mmengine's samplers have it; else a process's images are neighbours: one group."""
+    order = Orders(Pictures([False] * 8), seed=0, group=1)
+    found = order(0)
+    for interleaved, mine in ((True, found[1:4:2]), (False, found[2:4])):
+        sampler = TrainSampler(order, 8, 4, 1, 1, 2, interleaved)
+        assert [index for _, index in next(iter(sampler))] == mine

@@ -21,7 +21,14 @@ from .session import build_model, check_classes, mistakes_named, prepare, write_
 
 
 class DenseStep(Step):
-    """A step of mmdet's and mmseg's models: the sum of the losses that the model gives for its own targets."""
+    """A step of mmdet's and mmseg's models: the sum of the losses that the model gives for its own targets.
+
+    Gradients are clipped in the order of the optimizer's groups, as mmengine does it.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.clipped = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def count(self, batch: Mapping[str, Any]) -> int:
         return len(batch["inputs"])
