@@ -43,7 +43,6 @@ def test_masks(segmentation, kind):
 
 
 def test_compressed_codes_are_read_as_pycocotools_reads_them():
-    pytest.importorskip("pycocotools", reason="pycocotools is not installed; it belongs to the dense requirements")
     from pycocotools import mask as masks
 
     random = np.random.default_rng(0)

@@ -191,7 +191,6 @@ def test_coco_layout(coco):
 
 
 def test_pycocotools_reads_the_masks(coco):
-    pytest.importorskip("pycocotools", reason="pycocotools is not installed; it belongs to the dense requirements")
     from pycocotools import mask as masks
     from pycocotools.coco import COCO
 
