@@ -5,7 +5,7 @@ Code only; data lies elsewhere.
 
 from elsa.core import DataError
 
-from .decode import UNREADABLE, decode, decode_labels
+from .decode import UnreadableImage, decode, decode_labels, read_header
 from .embedded.digits import write_digits
 from .embedded.scene_sets import DIGITS_ADE_CLASSES, write_digits_ade, write_digits_coco
 from .embedded.scenes import SCENE_CLASSES
@@ -14,12 +14,12 @@ from .images.mix import build_mix, build_mix_token
 from .images.sources import Source, open_splits
 from .images.token_labels import LabelMaps, TokenLabels, label_path, token_targets, write_label_map
 from .images.transforms import View, eval_transform, train_transform, whole_image_transform
+from .listing import image_files, left_out
 from .order import BadImages, TrainLoader, divide_batch
 
 __all__ = [
     "DIGITS_ADE_CLASSES",
     "SCENE_CLASSES",
-    "UNREADABLE",
     "BadImages",
     "Batch",
     "DataError",
@@ -28,6 +28,7 @@ __all__ = [
     "Source",
     "TokenLabels",
     "TrainLoader",
+    "UnreadableImage",
     "View",
     "build_mix",
     "build_mix_token",
@@ -36,8 +37,11 @@ __all__ = [
     "divide_batch",
     "eval_loader",
     "eval_transform",
+    "image_files",
     "label_path",
+    "left_out",
     "open_splits",
+    "read_header",
     "token_targets",
     "train_loader",
     "train_transform",

@@ -11,6 +11,7 @@ from pathlib import Path
 from elsa.core import DataError
 
 from ..images.sources import FolderImages, check_root, find_split, open_tar
+from ..listing import folders_in, left_out
 from .report import SPLITS, Look, Progress, Report, look_at, silent, survey
 
 WORDNET = re.compile(r"n\d{8}")
@@ -74,7 +75,7 @@ def _check_folder(
     report: Report, split: str, path: Path, fast: bool, workers: int, progress: Progress
 ) -> tuple[set[str], int]:
     """Class names and number of images."""
-    classes = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+    classes = folders_in(path)
     if not classes:
         loose = sum(entry.is_file() for entry in path.iterdir())
         detail = f"{loose} files lie in it directly; the loaders expect {path.name}/CLASS/IMAGE" if loose else "empty"
@@ -84,9 +85,10 @@ def _check_folder(
     for name in classes:
         if not per_class[name]:
             report.add("class without images", path / name)
-    files = sum(entry.is_file() for name in classes for entry in (path / name).rglob("*"))
-    if files > len(images):
-        report.notes.append(f"{split}: {files - len(images)} files in class folders are no images by their names")
+    used = [Path(name) for name, _ in images.samples]
+    others = sum(sum(left_out(path / name, used).values()) for name in classes)
+    if others:
+        report.notes.append(f"{split}: {others} files in class folders are no images by their names")
     names = [name for name, _ in images.samples]
     for name, look in survey(partial(look_at, decode=not fast), names, workers, progress, f"{split} images"):
         if look.error:

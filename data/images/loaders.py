@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 
 from elsa.core import DataError, mix_seed, seed_everything
 
-from ..decode import UNREADABLE
+from ..decode import UnreadableImage
 from ..order import MAX_REPLACEMENTS, BadImages, TrainLoader, TrainSampler, divide_batch, leave_process_group
 from .sources import Source
 from .token_labels import LabelMaps, TokenLabels
@@ -59,7 +59,7 @@ class TrainImages(Dataset):
             position = (index + attempt) % len(self.source)
             try:
                 image, target = self.source.load(position)
-            except UNREADABLE:
+            except UnreadableImage:
                 bad.append(self.source.name(position))
             else:
                 if self.labels is None:
@@ -81,7 +81,7 @@ class EvalImages(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor | None, int, int, tuple[str, ...]]:
         try:
             image, target = self.source.load(index)
-        except UNREADABLE:
+        except UnreadableImage:
             return None, -1, index, (self.source.name(index),)
         return self.transform(image), target, index, ()
 

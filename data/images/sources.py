@@ -16,8 +16,9 @@ from yacs.config import CfgNode
 
 from elsa.core import DataError, logger
 
-from ..decode import decode
+from ..decode import UnreadableImage, decode
 from ..embedded.digits import write_digits
+from ..listing import folders_in, image_files
 
 SPLIT_NAMES = (("train", "training"), ("val", "validation", "eval", "evaluation"), ("test", "testing"))
 STREAMED = ("wds", "hfids", "tfds")
@@ -27,14 +28,12 @@ class FolderImages:
     """``path/CLASS/**/IMAGE`` in the order of ``classes``; items are (path of the image, class index)."""
 
     def __init__(self, path: Path, classes: list[str]) -> None:
-        endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
         self.path = path
         self.samples = [
-            (str(Path(folder, name)), index)
+            (str(file), index)
             for index, label in enumerate(classes)
-            for folder, _, names in sorted(os.walk(path / label))
-            for name in sorted(names)
-            if os.path.splitext(name)[1].lower() in endings
+            if (path / label).is_dir()
+            for file in image_files(path / label)
         ]
 
     def __len__(self) -> int:
@@ -63,8 +62,11 @@ class Source:
         return len(self.items)
 
     def load(self, index: int) -> tuple[Image.Image, int]:
-        """The decoded image and its class index; raises one of UNREADABLE where it cannot be decoded."""
-        content, target = self.items[index][:2]
+        """The decoded image and its class index; raises UnreadableImage where it cannot be decoded."""
+        try:
+            content, target = self.items[index][:2]
+        except Exception as error:  # readers decode as well, each in its own way
+            raise UnreadableImage(f"{self.name(index)} cannot be read: {error}") from error
         return decode(content, self.mode), int(target)
 
     def name(self, index: int) -> str:
@@ -150,7 +152,7 @@ def _open_folders(config: CfgNode, mode: str, names: tuple[str, ...]) -> list[So
                 raise DataError(f"the tar files in {root} have different classes: {', '.join(odd[:5])}")
         return sources
 
-    classes = sorted(path.name for path in reference.iterdir() if path.is_dir())
+    classes = folders_in(reference)
     if not classes:
         raise DataError(f"{reference} has no class folders; expected {reference}/CLASS/IMAGE")
     _check_count(config, classes, str(reference))
@@ -158,7 +160,7 @@ def _open_folders(config: CfgNode, mode: str, names: tuple[str, ...]) -> list[So
 
 
 def _open_folder(path: Path, classes: list[str], reference: Path, mode: str) -> Source:
-    own = {entry.name for entry in path.iterdir() if entry.is_dir()}
+    own = set(folders_in(path))
     if unknown := sorted(own - set(classes)):
         raise DataError(f"{path} has classes that {reference} has not: {', '.join(unknown[:5])}")
     images = FolderImages(path, classes)

@@ -18,7 +18,7 @@ class DecodeImage(BaseTransform):
     """``img_path`` → ``img`` (H, W, 3) uint8 in the order blue, green, red that mm's pipelines have, with its shape.
 
     Raises:
-        one of UNREADABLE: the file cannot be decoded.
+        UnreadableImage: the file cannot be decoded.
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:

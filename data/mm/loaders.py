@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from elsa.core import DataError, seed_everything
 
-from ..decode import UNREADABLE, is_readable
+from ..decode import UnreadableImage
 from ..order import MAX_REPLACEMENTS, BadImages, TrainLoader, TrainSampler, leave_process_group
 from .decoding import with_our_decoder
 
@@ -60,11 +60,8 @@ class SeededDataset(Dataset):
             seed_everything(self.seed, epoch * len(self) + first, attempt)
             try:
                 item = self.dataset.prepare_data(index)
-            except (*UNREADABLE, AssertionError, AttributeError) as error:
-                path = self.get_data_info(index)["img_path"]
-                if is_readable(path):
-                    raise
-                replaced.append(f"{path} ({error})")
+            except UnreadableImage as error:
+                replaced.append(str(error))
                 continue
             if item is not None:  # None: the crop left no object
                 item["data_samples"].set_metainfo({"replaced": tuple(replaced)})

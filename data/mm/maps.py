@@ -13,7 +13,7 @@ from mmseg.evaluation import IoUMetric
 
 from elsa.core import DataError
 
-from ..decode import UNREADABLE, decode_labels
+from ..decode import UnreadableImage, decode_labels
 
 UNLABELLED, IGNORED = 0, 255
 
@@ -72,7 +72,7 @@ class LoadCheckedAnnotations(LoadAnnotations):
             return  # mmseg's own inference gives images alone
         try:
             labels = decode_labels(path)
-        except UNREADABLE as error:
+        except UnreadableImage as error:
             raise DataError(f"label map {path} cannot be read: {error}") from error
         if labels.ndim != 2:
             raise DataError(

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from elsa.data import DataError, eval_loader, open_splits, train_loader
-from elsa.data.decode import UNREADABLE
+from elsa.data.decode import UnreadableImage
 
 RANDOM = ["AUG.AUTO_AUGMENT=rand-m9-mstd0.5-inc1", "AUG.ERASE=0.5", "AUG.HFLIP=0.5", "AUG.INTERPOLATION=random"]
 
@@ -293,7 +293,7 @@ def test_too_many_unreadable_evaluation_images_are_an_error_that_names_them(fold
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
 def test_a_damaged_file_is_either_decoded_or_unreadable(folder, make_config, form):
-    """Whatever is wrong with a file, nothing but UNREADABLE comes out: anything else would stop the run."""
+    """Whatever is wrong with a file, nothing but UnreadableImage comes out: anything else would stop the run."""
     path = folder / "val" / "a" / "000.png"  # files are told by their content, not by their name
     Image.open(path).save(path, form)
     whole = path.read_bytes()
@@ -312,7 +312,7 @@ def test_a_damaged_file_is_either_decoded_or_unreadable(folder, make_config, for
         path.write_bytes(version)
         try:
             image, _ = source.load(0)
-        except UNREADABLE:
+        except UnreadableImage:
             refused += 1
         else:
             assert image.mode == "RGB"

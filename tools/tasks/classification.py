@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 
 from elsa.core import ConfigError, check_writable, logger, make_folder, sha256, write_json
 from elsa.data import (
-    UNREADABLE,
+    UnreadableImage,
     Batch,
     Source,
     build_mix,
@@ -303,8 +303,8 @@ def classify(
             try:
                 images.append(transform(decode(path, mode)))
                 readable.append(path)
-            except UNREADABLE as error:
-                logger.warning("skipping %s: it cannot be read (%s)", path, error)
+            except UnreadableImage as error:
+                logger.warning("skipping %s", error)
         if not images:
             continue
         with precision.autocast():

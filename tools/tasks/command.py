@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from timm.data import get_img_extensions
-
 import elsa.core
-from elsa.core import ConfigError, DataError, TrainingError, UserError, did_you_mean
+from elsa.core import ConfigError, DataError, TrainingError, UserError, did_you_mean, logger
+from elsa.data import image_files, left_out
 from elsa.engine import Recipe, Runtime
 
 # Shipped recipes, beside the packages in a checkout and in an installation alike.
@@ -193,7 +192,9 @@ def find_images(place: Path) -> list[Path]:
         return [place]
     if not place.is_dir():
         raise DataError(f"{place} does not exist")
-    endings = set(get_img_extensions())
-    if not (paths := sorted(path for path in place.rglob("*") if path.suffix.lower() in endings)):
-        raise DataError(f"{place} has no images (of {', '.join(sorted(endings))})")
+    if not (paths := image_files(place)):
+        raise DataError(f"{place} has no images by their names (.jpg, .png …)")
+    if others := left_out(place, paths):
+        listed = ", ".join(f"{count} {ending}" for ending, count in others.items())
+        logger.info("%s: %d images; left out by their names: %s", place, len(paths), listed)
     return paths

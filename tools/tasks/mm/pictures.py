@@ -20,7 +20,7 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 
 from elsa.core import logger, write_then_rename
-from elsa.data import UNREADABLE, decode
+from elsa.data import UnreadableImage, decode
 from elsa.data.mm.decoding import with_our_decoder
 
 from ..pictures import draw_grid
@@ -144,8 +144,8 @@ class Predictions(ABC):
         """Predicts one image; one that cannot be read is named and left out."""
         try:
             image = np.asarray(decode(path))
-        except UNREADABLE as error:
-            logger.warning("skipping %s: it cannot be read (%s)", path, error)
+        except UnreadableImage as error:
+            logger.warning("skipping %s", error)
             return
         number = len(self.images) + 1
         batch = pseudo_collate([self.pipeline({"img_path": str(path), "img_id": number})])
