@@ -44,7 +44,7 @@ def test_sixteen_bits_are_scaled_not_cut(tmp_path):
 
 def test_what_cannot_be_decoded_is_one_of_the_known_errors(tmp_path):
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8 cut")
-    with pytest.raises(UnreadableImage, match="cut.jpg cannot be read"):
+    with pytest.raises(UnreadableImage, match=r"cut\.jpg cannot be read"):
         decode(tmp_path / "cut.jpg")
 
 

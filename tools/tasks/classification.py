@@ -17,9 +17,9 @@ from yacs.config import CfgNode
 
 from elsa.core import ConfigError, check_writable, logger, make_folder, sha256, write_json
 from elsa.data import (
-    UnreadableImage,
     Batch,
     Source,
+    UnreadableImage,
     build_mix,
     build_mix_token,
     decode,
