@@ -6,10 +6,9 @@ import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from elsa.core import DataError
 
@@ -18,6 +17,11 @@ TURNED, STORED = "turned", "stored"  # as people see it; as the file holds it, b
 ORIENTATIONS = (TURNED, STORED)
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 ORIENTATION_TAG = 0x0112
+_TURN = Image.Transpose
+# The camera's note → what brings the stored pixels before people's eyes, and what takes a turn back.
+TURNS = {2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE,
+         6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90}  # fmt: skip
+BACK = {_TURN.ROTATE_270: _TURN.ROTATE_90, _TURN.ROTATE_90: _TURN.ROTATE_270}
 BECAUSE = " cannot be read: "
 # Formats that Pillow only knows by name, or hands to another program (Ghostscript runs what is in an EPS).
 NOT_READ = frozenset(("EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "FPX", "MIC"))
@@ -80,10 +84,12 @@ def decode(file: File, mode: str = "RGB", orientation: str = TURNED) -> Image.Im
     try:
         with warnings.catch_warnings(action="ignore"):
             image = _open(file)
-            turned = orientation == TURNED and noted_orientation(image) > 1
+            turn = TURNS.get(noted_orientation(image))
+            image.load()  # this turns a TIFF, and nothing else
+            is_turned = image.format == "TIFF"
             image = _opaque(image)
-            if turned:
-                ImageOps.exif_transpose(image, in_place=True)
+            if turn is not None and is_turned != (orientation == TURNED):
+                image = image.transpose(BACK.get(turn, turn) if is_turned else turn)
             return image.convert(mode) if image.mode in ("1", "L", "P") else image.convert("RGB").convert(mode)
     except Exception as error:  # see read_header
         raise _unreadable(file, error) from error
@@ -102,7 +108,8 @@ def verify(file: File, mode: str = "RGB") -> Header:
         with warnings.catch_warnings(action="ignore"):
             image = _open(file)
             image.draft(None, (max(header.stored[0] // 8, 1), max(header.stored[1] // 8, 1)))
-            _opaque(image).convert(mode)
+            image.load()
+            _opaque(image).convert("RGB").convert(mode)
     except Exception as error:  # see read_header
         raise _unreadable(file, error) from error
     return header
@@ -146,8 +153,10 @@ def noted_orientation(image: Image.Image) -> int:
 
 def _header(image: Image.Image) -> Header:
     orientation = noted_orientation(image)
-    size = image.size[::-1] if orientation >= 5 else image.size
-    return Header(size, image.size, orientation, image.mode, image.format or "", _is_transparent(image))
+    size = stored = image.size
+    if orientation >= 5:  # Pillow gives the size of a TIFF as people see it
+        size, stored = (size, size[::-1]) if image.format == "TIFF" else (size[::-1], size)
+    return Header(size, stored, orientation, image.mode, image.format or "", _is_transparent(image))
 
 
 def _is_transparent(image: Image.Image) -> bool:
@@ -155,10 +164,9 @@ def _is_transparent(image: Image.Image) -> bool:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """Eight bits a channel, nothing transparent, all that the file says of itself kept."""
+    """Eight bits a channel, nothing transparent."""
     if image.mode == "I" and image.format in ("PNG", "PPM"):  # 16 bits, held in 32
-        values: Any = np.asarray(image).clip(0, 65535).astype(np.uint16)
-        return _eight_bits(image, values)
+        return _eight_bits(image, np.asarray(image).clip(0, 65535).astype(np.uint16))
     if image.mode in SIXTEEN_BITS:
         return _eight_bits(image, np.asarray(image).astype(np.uint16))
     if image.mode in ("I", "F"):
@@ -166,8 +174,7 @@ def _opaque(image: Image.Image) -> Image.Image:
     if not _is_transparent(image):
         return image
     over = image.convert("RGBA")
-    below = Image.new("RGBA", over.size, (*BACKGROUND, 255))
-    return _with_notes_of(image, Image.alpha_composite(below, over).convert("RGB"))
+    return Image.alpha_composite(Image.new("RGBA", over.size, (*BACKGROUND, 255)), over).convert("RGB")
 
 
 def _eight_bits(image: Image.Image, values: np.ndarray) -> Image.Image:
@@ -175,13 +182,7 @@ def _eight_bits(image: Image.Image, values: np.ndarray) -> Image.Image:
     scaled = (values >> 8).astype(np.uint8)
     if isinstance(level := image.info.get("transparency"), int):
         scaled = np.where(values == level, np.uint8(BACKGROUND[0]), scaled)
-    return _with_notes_of(image, Image.fromarray(scaled, "L"))
-
-
-def _with_notes_of(image: Image.Image, converted: Image.Image) -> Image.Image:
-    if (orientation := noted_orientation(image)) > 1:
-        converted.getexif()[ORIENTATION_TAG] = orientation
-    return converted
+    return Image.fromarray(scaled, "L")
 
 
 def _unreadable(file: File, error: Exception) -> UnreadableImage:

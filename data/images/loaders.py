@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from elsa.core import DataError, mix_seed, seed_everything
+from elsa.core import DataError, logger, mix_seed, seed_everything
 
-from ..decode import UnreadableImage
+from ..decode import UnreadableImage, decode
 from ..order import MAX_REPLACEMENTS, BadImages, TrainLoader, TrainSampler, divide_batch, leave_process_group
-from .sources import Source
+from .sources import Source, image_mode
 from .token_labels import LabelMaps, TokenLabels
 from .transforms import eval_transform, train_transform
 
@@ -89,19 +89,26 @@ class EvalImages(Dataset):
 class Streamed(IterableDataset):
     """One of timm's streaming readers, in the form of the data sets above.
 
-    Its order comes from the seed of the loader process, hence from the loader's generator. timm's readers leave out
-    unreadable images themselves.
+    Its order comes from the seed of the loader process, hence from the loader's generator. Unreadable images are left
+    out, by timm's readers or here.
+
+    Args:
+        mode: "RGB" or "L".
     """
 
-    def __init__(self, stream: IterableDataset, transform: Callable, seed: int, alone: bool = False) -> None:
-        self.stream, self.seed = stream, seed
-        stream.transform = transform
+    def __init__(self, stream: IterableDataset, transform: Callable, mode: str, seed: int, alone: bool = False) -> None:
+        self.stream, self.transform, self.mode, self.seed = stream, transform, mode, seed
         if alone:  # this process reads the whole split, instead of a share that may miss or repeat images
             stream.reader.dist_rank, stream.reader.dist_num_replicas = 0, 1
 
     def __iter__(self) -> Iterator[tuple[Tensor, int, int, tuple[str, ...]]]:
         for image, target in self.stream:
-            yield image, int(target), -1, ()
+            try:
+                pixels = decode(image, self.mode)
+            except UnreadableImage as error:
+                logger.warning("skipping %s", error)
+            else:
+                yield self.transform(pixels), int(target), -1, ()
 
 
 def count_images(source: Source | IterableDataset) -> int:
@@ -171,7 +178,7 @@ def train_loader(config: CfgNode, source: Source | IterableDataset, rank: int, w
         # Fresh loader processes each epoch, at least one, so that the order depends on seed and epoch alone.
         common |= dict(num_workers=max(1, data.WORKERS), persistent_workers=False, generator=torch.Generator())
         source.set_loader_cfg(num_workers=common["num_workers"])
-        streamed = Streamed(source, transform, config.TRAIN.SEED)
+        streamed = Streamed(source, transform, image_mode(config), config.TRAIN.SEED)
         loader = DataLoader(streamed, batch_size=micro, drop_last=True, **common)
         return TrainLoader(loader, None, images, data.BATCH, accum, bad)
 
@@ -198,7 +205,7 @@ def eval_loader(config: CfgNode, source: Source | IterableDataset, rank: int, wo
     bad = BadImages(config.DATA.MAX_BAD, "DATA.MAX_BAD")
     common = dict(batch_size=config.DATA.EVAL_BATCH, **_worker_options(config))
     if isinstance(source, IterableDataset):
-        streamed = Streamed(source, transform, config.TRAIN.SEED, alone=True)
+        streamed = Streamed(source, transform, image_mode(config), config.TRAIN.SEED, alone=True)
         source.set_loader_cfg(num_workers=config.DATA.WORKERS)
         return EvalLoader(DataLoader(streamed, **common) if rank == 0 else (), count_images(source), bad)
     share = range(rank, len(source), world_size)

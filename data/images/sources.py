@@ -22,6 +22,7 @@ from ..listing import folders_in, image_files
 
 SPLIT_NAMES = (("train", "training"), ("val", "validation", "eval", "evaluation"), ("test", "testing"))
 STREAMED = ("wds", "hfids", "tfds")
+READ_WHOLE = ("wds", "hfids")  # streams of images as their files are, not yet converted
 
 
 class FolderImages:
@@ -93,7 +94,7 @@ def open_splits(config: CfgNode, *names: str) -> list[Source | IterableDataset]:
             write_digits(config.DATA.ROOT)
         except OSError as error:
             raise DataError(f"DATA.ROOT {config.DATA.ROOT}: {error}") from error
-    mode = "RGB" if config.MODEL.IN_CHANS == 3 else "L"
+    mode = image_mode(config)
     if config.DATA.DATASET in ("folder", "digits"):
         return _open_folders(config, mode, names)
     prefix, slash, _ = config.DATA.DATASET.partition("/")
@@ -105,9 +106,15 @@ def open_splits(config: CfgNode, *names: str) -> list[Source | IterableDataset]:
     return [_open_reader(config, mode, name) for name in names]
 
 
+def image_mode(config: CfgNode) -> str:
+    """What the model sees: colours or grey."""
+    return "RGB" if config.MODEL.IN_CHANS == 3 else "L"
+
+
 def _open_reader(config: CfgNode, mode: str, name: str) -> Source | IterableDataset:
     """A split of one of timm's readers."""
     data, is_training = config.DATA, name == "train"
+    prefix = data.DATASET.partition("/")[0]
     split = data.TRAIN_SPLIT if is_training else data.VAL_SPLIT
     try:
         dataset = create_dataset(
@@ -117,7 +124,7 @@ def _open_reader(config: CfgNode, mode: str, name: str) -> Source | IterableData
             is_training=is_training,
             batch_size=data.BATCH if is_training else data.EVAL_BATCH,
             seed=config.TRAIN.SEED,
-            input_img_mode=mode,
+            input_img_mode="" if prefix in READ_WHOLE else mode,  # decode() sees them with all they say
         )
     except (ImportError, AttributeError) as error:  # AttributeError: a folder named like the package
         raise DataError(f"DATA.DATASET {data.DATASET} needs a package that is not installed: {error}") from error
