@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from elsa.data import UnreadableImage, decode, decode_labels
+from elsa.data import DataError, UnreadableImage, decode, decode_labels
 from elsa.data.images.sources import FolderImages, Source
 from elsa.data.mm.decoding import DecodeImage, with_our_decoder
 
@@ -55,9 +55,26 @@ def test_label_maps_keep_their_numbers(tmp_path):
 
 
 def test_every_pipeline_gets_our_decoder_and_keeps_the_rest():
+    ours = dict(type="DecodeImage", orientation="turned")
     pipeline = [dict(type="mmdet.LoadImageFromFile", to_float32=False), dict(type="Resize", scale=(8, 8))]
     nested = dict(pipeline=[dict(type="TestTimeAug", transforms=[[dict(type="LoadImageFromFile")]])], size=(1, 2))
-    assert with_our_decoder(pipeline) == [dict(type="DecodeImage"), dict(type="Resize", scale=(8, 8))]
+    assert with_our_decoder(pipeline) == [ours, dict(type="Resize", scale=(8, 8))]
     changed = with_our_decoder(nested)
-    assert changed["pipeline"][0]["transforms"] == [[dict(type="DecodeImage")]]
+    assert changed["pipeline"][0]["transforms"] == [[ours]]
     assert changed["size"] == (1, 2)
+    asked = [dict(type="DecodeImage", orientation="stored"), dict(type="LoadImageFromFile")]
+    assert with_our_decoder(asked)[0] == asked[0]
+    assert with_our_decoder(asked[1:], "stored") == [asked[0]]
+
+
+def test_annotations_for_the_stored_pixels_are_refused_or_served(turned):
+    path, seen = turned  # 6 × 4 as people see it, 4 × 6 in the file
+    annotated = {"img_path": str(path), "width": 4, "height": 6}
+    with pytest.raises(DataError, match=r"turned\.png is 6×4.*annotations are for 4×6.*image_orientation=stored"):
+        DecodeImage().transform(dict(annotated))
+    loaded = DecodeImage("stored").transform(dict(annotated))
+    assert np.array_equal(loaded["img"][..., ::-1], np.rot90(seen))
+    with pytest.raises(DataError, match="image_orientation=turned"):
+        DecodeImage("stored").transform({"img_path": str(path), "width": 6, "height": 4})
+    with pytest.raises(UnreadableImage, match="it is 6×4, its annotations are for 9×9"):
+        DecodeImage().transform({"img_path": str(path), "width": 9, "height": 9})
