@@ -13,6 +13,9 @@ from torchvision.transforms import Compose, functional
 from yacs.config import CfgNode
 
 
+STRIP = 16  # times its width that an image is long, to be cut before it is resized
+
+
 class View(NamedTuple):
     """What random crop and flips took of an image.
 
@@ -79,7 +82,18 @@ def train_transform(config: CfgNode, tracked: bool = False) -> Callable:
 
 def eval_transform(config: CfgNode) -> Callable:
     """Resize, centre crop, normalise: PIL image → (C, H, W)."""
-    return _plain_transform(config, "center", config.EVAL.CROP)
+    return Compose([middle_of_strip, _plain_transform(config, "center", config.EVAL.CROP)])
+
+
+def middle_of_strip(image: Image.Image) -> Image.Image:
+    """The middle of an image that is many times as long as wide: all that the centre crop will see of it. Resized as a
+    whole to the input size by its short side, a strip of 1 × 20,000 pixels would take gigabytes."""
+    short, long = sorted(image.size)
+    if long <= STRIP * short:
+        return image
+    margin = (long - STRIP * short) // 2
+    box = (margin, 0, long - margin, short)
+    return image.crop(box if image.width > image.height else (box[1], box[0], box[3], box[2]))
 
 
 def whole_image_transform(config: CfgNode) -> Callable:
