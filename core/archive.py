@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
 import re
 import struct
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
+from .log import logger
 
 # Harmless classes found in published files: timm 0.4 stores its argparse.Namespace, and metrics are numpy scalars,
 # which numpy 1 and numpy 2 write under different names.
@@ -30,6 +32,35 @@ SAFE_CLASSES: list[Any] = [
     (_SCALAR, "numpy._core.multiarray.scalar"),
     *{type(np.dtype(kind)) for kind in np.sctypeDict.values() if np.dtype(kind).kind in "biufc"},
 ]
+
+
+class StandIn:
+    """Takes the place of an object that a published file holds beside its weights; does nothing, keeps nothing."""
+
+    def __new__(cls, *_arguments: Any) -> StandIn:
+        return super().__new__(cls)
+
+    def __init__(self, *_arguments: Any) -> None:
+        """Whatever the object was made of."""
+
+    def __setstate__(self, _state: Any) -> None:
+        """Whatever it held."""
+
+
+# Told by name: what mmengine writes of a training's log, numpy's arrays, dates, paths and configurations. The names
+# stand for ``StandIn`` alone, so that nothing of theirs is imported or run, ``builtins.getattr`` least of all.
+STOOD_IN = (
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "builtins.getattr",
+    *(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")),
+    "numpy.ndarray",
+    *(f"datetime.{name}" for name in ("datetime", "date", "time", "timedelta", "timezone")),
+    *(f"pathlib.{name}" for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
+    *(f"mmengine.config.config.{name}" for name in ("Config", "ConfigDict")),
+    *(f"mmcv.utils.config.{name}" for name in ("Config", "ConfigDict")),
+    *("yacs.config.CfgNode", "addict.addict.Dict"),
+)
+SAFE_CLASSES += [(StandIn, name) for name in STOOD_IN]
 
 # What torch and safetensors raise for files that are damaged or something else altogether.
 UNREADABLE = (
@@ -44,27 +75,63 @@ UNREADABLE = (
     struct.error,
     safetensors.SafetensorError,
 )
-CHECKSUM = "crc32"
+CHECKSUM, ARCH = "crc32", "arch"  # in the metadata of our .safetensors files, and of ours alone
+ENDINGS = (".pt", ".pth", ".pth.tar", ".safetensors")
+# The files of a run's folder that can be evaluated, the better first.
+OF_A_RUN = ("best.pt", "last.pt", "best.safetensors", "last.safetensors")
 
 
-def read_archive(path: str | Path, trust: bool = False) -> dict[str, Any]:
+def checkpoint_file(path: Path) -> Path:
+    """The file itself; of a run's folder its best checkpoint, else its last.
+
+    Raises:
+        CheckpointError: no such file, or a folder without one.
+    """
+    try:
+        if path.is_dir():
+            found = next((path / name for name in OF_A_RUN if (path / name).is_file()), None)
+            if found is None:
+                raise CheckpointError(
+                    f"checkpoint {path} is a folder without {' or '.join(OF_A_RUN)}{_listed(path, 'it holds')}"
+                )
+            logger.info("%s is a folder: taking its %s", path, found.name)
+            return found
+        if path.is_file():
+            return path
+        if path.exists():
+            raise CheckpointError(f"checkpoint {path} is no file")
+    except (OSError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"checkpoint {path} cannot be read: {getattr(error, 'strerror', error)}") from error
+    raise CheckpointError(f"checkpoint {path} does not exist{_listed(path.parent, 'the folder has')}")
+
+
+def _listed(folder: Path, words: str) -> str:
+    """The checkpoints in a folder, in words; empty where there are none."""
+    beside = sorted(p.name for p in folder.glob("*") if p.name.endswith(ENDINGS))
+    return f"; {words} {', '.join(beside[:5])}" if beside else ""
+
+
+def read_archive(path: str | Path, trust: bool | None = False) -> dict[str, Any]:
     """Reads a .safetensors or torch file on the CPU.
 
     Args:
-        path: the file.
+        path: the file, or a run's folder, see ``checkpoint_file``.
         trust: allows pickled objects beyond tensors, plain containers and ``SAFE_CLASSES``: the file may then run
-            code. Without it such a file is refused and nothing in it is executed.
+            code. Without it such a file is refused and nothing in it is executed. None: without it, and where nobody
+            can ask for it, so that no message advises it.
+
+    Returns:
+        What the file holds; of a .safetensors file its tensors, or where it tells more than them, as ours do,
+        ``{"state_dict": tensors, "classes": …, …}``.
 
     Raises:
         CheckpointError: the file is missing, damaged, not a checkpoint, or would run code.
     """
-    path = Path(path)
-    if not _is_file(path):
-        endings = (".pt", ".pth", ".pth.tar", ".safetensors")
-        beside = sorted(p.name for p in path.parent.glob("*") if p.name.endswith(endings))
-        hint = f"; the folder has {', '.join(beside[:5])}" if beside else ""
-        raise CheckpointError(f"checkpoint {path} does not exist{hint}")
+    path = checkpoint_file(Path(path))
     try:
+        _check_beginning(path)
         if path.suffix == ".safetensors":
             content = _read_tensors(path)
         elif trust:
@@ -81,10 +148,12 @@ def read_archive(path: str | Path, trust: bool = False) -> dict[str, Any]:
         if code:
             what = f" ({code[1] or code[2]})" if code[1] or code[2] else ""
             raise CheckpointError(
-                f"checkpoint {path} holds pickled code{what}, which could run anything; it was not executed. "
-                "If you know where the file comes from, pass --trust-checkpoint"
+                f"checkpoint {path} holds pickled code{what}, which could run anything; it was not executed"
+                + (". If you know where the file comes from, pass --trust-checkpoint" if trust is not None else "")
             ) from error
         raise CheckpointError(f"checkpoint {path} is truncated or no checkpoint") from error
+    except PermissionError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror}") from error
     except UNREADABLE as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"checkpoint {path} is truncated or no checkpoint: {first}") from error
@@ -93,33 +162,47 @@ def read_archive(path: str | Path, trust: bool = False) -> dict[str, Any]:
     return content
 
 
-def _is_file(path: Path) -> bool | None:
-    """Whether there is such a file; None for a name that no file can have."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return None
+def _check_beginning(path: Path) -> None:
+    """Raises CheckpointError for what a download often leaves in a checkpoint's place."""
+    with path.open("rb") as stream:
+        beginning = stream.read(256)
+    if not beginning:
+        raise CheckpointError(f"checkpoint {path} is an empty file: it was truncated, or its download failed")
+    if beginning.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"checkpoint {path} is git-lfs's note of a file, not the file: run git lfs pull")
+    if re.match(rb"\s*<(!doctype|html|\?xml|head|body)", beginning, re.IGNORECASE):
+        raise CheckpointError(f"checkpoint {path} is a web page, not a checkpoint: open its address in a browser")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
-    """Writes a .safetensors file with metadata and a checksum of the tensors."""
-    metadata = {**about, CHECKSUM: _checksum(tensors)}
+    """Writes a .safetensors file with metadata and a checksum of both."""
+    metadata = {**about, CHECKSUM: _checksum(tensors, about)}
     # Not save_file, which writes a file of another name first: a killed process would leave that behind.
     path.write_bytes(safetensors.torch.save(dict(tensors), metadata=metadata))
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(path: Path) -> dict[str, Any]:
     with safetensors.safe_open(path, "pt") as stream:
-        metadata = stream.metadata() or {}
+        about = dict(stream.metadata() or {})
         tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118  no mapping
-    if CHECKSUM in metadata and metadata[CHECKSUM] != _checksum(tensors):
-        raise CheckpointError(f"checkpoint {path} is damaged: its tensors do not have the checksum that it names")
-    return tensors
+    if CHECKSUM not in about and ARCH not in about:
+        return tensors
+    if about.pop(CHECKSUM, "none") != _checksum(tensors, about):
+        raise CheckpointError(f"checkpoint {path} is damaged: it does not have the checksum that it names")
+    return {"state_dict": tensors, **{name: _plain(text) for name, text in about.items()}} if about else tensors
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    """CRC-32 over names, types, shapes and bytes, in the order of the names."""
-    total = 0
+def _plain(text: str) -> Any:
+    """The value that a text is as JSON, or the text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
+    """CRC-32 over metadata, names, types, shapes and bytes, in the order of the names."""
+    total = zlib.crc32(repr(sorted(about.items())).encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         total = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), total)

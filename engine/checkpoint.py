@@ -96,7 +96,7 @@ def read_run(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: absent, damaged, weights alone, or of another format.
     """
-    content = read_archive(path)
+    content = read_archive(path, trust=None)
     if "optimizer" not in content:
         raise CheckpointError(
             f"{path} has weights only; --resume needs a last.pt. To start from it, set MODEL.PRETRAINED "

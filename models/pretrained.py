@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,11 @@ from .layers import resize_map
 MODEL_ENTRIES = ("state_dict", "model")
 EMA_ENTRIES = ("state_dict_ema", "model_ema")
 WEIGHTS = ("auto", "model", "ema")
+# What wraps a model: DistributedDataParallel and averages, Lightning, torch.compile; and what averages count beside it.
+WRAPPERS = ("module.", "model.", "_orig_mod.")
+COUNTERS = ("n_averaged", "steps")
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class LoadReport:
         loaded, total: tensors loaded, tensors in the model.
         ignored: tensors of the model that kept their values because a pattern said so.
         resized: tensors that the model fitted to its input size.
+        cast: types of numbers, other than the model's, that the file's tensors had.
     """
 
     entry: str
@@ -39,12 +45,14 @@ class LoadReport:
     total: int
     ignored: tuple[str, ...] = ()
     resized: tuple[str, ...] = ()
+    cast: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         source = f" from entry {self.entry!r}" if self.entry else ""
         kept = f"; kept as initialised: {', '.join(self.ignored)}" if self.ignored else ""
         resized = f"; resized: {', '.join(self.resized)}" if self.resized else ""
-        return f"loaded {self.loaded} of {self.total} tensors{source}{kept}{resized}"
+        cast = f"; cast from {', '.join(self.cast)}" if self.cast else ""
+        return f"loaded {self.loaded} of {self.total} tensors{source}{kept}{resized}{cast}"
 
 
 def select_weights(content: dict[str, Any], weights: str = "auto") -> tuple[str, dict[str, Tensor]]:
@@ -64,10 +72,19 @@ def select_weights(content: dict[str, Any], weights: str = "auto") -> tuple[str,
         raise CheckpointError(f"no {' or '.join(wanted)} among the entries {', '.join(map(str, list(content)[:8]))}")
     if stray := [str(name) for name, value in tensors.items() if not (isinstance(name, str) and _is_plain(value))]:
         raise CheckpointError(f"entries that are no tensors with values: {_some(stray)}")
-    for prefix in ("module.", "_orig_mod."):  # DistributedDataParallel, torch.compile
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return entry, tensors
+    return entry, _unwrapped(tensors)
+
+
+def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefixes of wrappers, in whatever order and number they come."""
+    while tensors:
+        inner = {name: value for name, value in tensors.items() if name not in COUNTERS}
+        prefix = next((prefix for prefix in WRAPPERS if inner and all(name.startswith(prefix) for name in inner)), None)
+        if prefix is None:
+            break
+        tensors = {name.removeprefix(prefix): value for name, value in inner.items()}
+    # Parts of a model that were compiled alone carry the name within theirs.
+    return {name.replace("._orig_mod.", "."): value for name, value in tensors.items()}
 
 
 @torch.no_grad()
@@ -79,7 +96,7 @@ def load_pretrained(
     ignore: Sequence[str] = (),
     trust: bool = False,
 ) -> LoadReport:
-    """Loads weights into ``model``; every tensor must be there, fit and be used.
+    """Loads weights into ``model``; every tensor must be there, fit, be finite and be used.
 
     Only what a model says it can resize (``adapt_state_dict``: VOLO's position embedding, for another input size) may
     have another shape.
@@ -92,7 +109,8 @@ def load_pretrained(
         trust: see ``read_checkpoint``.
 
     Raises:
-        CheckpointError: unreadable, or tensors missing, unexpected or of another shape; the message lists them.
+        CheckpointError: unreadable, or tensors missing, unexpected, of another shape, quantised or not finite; the
+            message lists them.
     """
     name = "checkpoint" if isinstance(checkpoint, dict) else f"checkpoint {checkpoint}"
     content = checkpoint if isinstance(checkpoint, dict) else read_checkpoint(checkpoint, trust)
@@ -110,21 +128,55 @@ def load_pretrained(
     )
     given = adapted
 
-    problems = []
+    if problems := [*_misfits(wanted, given), *_bad_numbers(wanted, given)]:
+        raise CheckpointError(f"{name} does not fit {type(model).__name__}: {'; '.join(problems)}")
+    model.load_state_dict(given, strict=not ignored)
+    kept = tuple(sorted(ignored & own.keys()))
+    cast = {_kind(given[key]) for key, value in wanted.items() if given[key].dtype != value.dtype}
+    return LoadReport(entry, len(given), len(own), kept, resized, tuple(sorted(cast)))
+
+
+def _misfits(wanted: dict[str, Tensor], given: dict[str, Tensor]) -> Iterator[str]:
+    """Tensors that are missing, unexpected or of another shape, in words."""
     if missing := [key for key in wanted if key not in given]:
-        problems.append(f"{len(missing)} missing: {_some(missing)}")
+        yield f"{len(missing)} missing: {_some(missing)}"
     if unexpected := [key for key in given if key not in wanted]:
-        problems.append(f"{len(unexpected)} unexpected: {_some(unexpected)}")
+        yield f"{len(unexpected)} unexpected: {_some(unexpected)}"
     if misfits := [
         f"{key} is {tuple(given[key].shape)}, the model has {tuple(value.shape)}"
         for key, value in wanted.items()
         if key in given and given[key].shape != value.shape
     ]:
-        problems.append(f"{len(misfits)} of another shape: {_some(misfits)}")
-    if problems:
-        raise CheckpointError(f"{name} does not fit {type(model).__name__}: {'; '.join(problems)}")
-    model.load_state_dict(given, strict=not ignored)
-    return LoadReport(entry, len(given), len(own), tuple(sorted(ignored & own.keys())), resized)
+        yield f"{len(misfits)} of another shape: {_some(misfits)}"
+
+
+def _bad_numbers(wanted: dict[str, Tensor], given: dict[str, Tensor]) -> Iterator[str]:
+    """Tensors that are no plain numbers of the model's kind, or not finite where the model's own are, in words."""
+    both = [(key, given[key], own) for key, own in wanted.items() if key in given]
+    odd = [
+        (key, value, own)
+        for key, value, own in both
+        if value.is_quantized or value.dtype not in (FLOATS if own.is_floating_point() else FLOATS + WHOLE)
+    ]
+    if odd:
+        listed = [f"{key} is {_kind(value)}, the model has {_kind(own)}" for key, value, own in odd]
+        cure = "give the checkpoint before it was quantised or converted"
+        yield f"{len(odd)} with numbers of another kind: {_some(listed)} ({cure})"
+    broken = [
+        key
+        for key, value, own in both
+        if value.dtype in FLOATS and not value.is_quantized and not _finite(value.to(own.dtype)) and _finite(own)
+    ]
+    if broken:
+        yield f"{len(broken)} that are not finite (NaN or infinity), so that training went wrong: {_some(broken)}"
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all().item())
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def adapt_state_dict(tensors: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
