@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import multiprocessing
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from elsa.core import DataError
@@ -98,6 +100,41 @@ def look_at(file: str | io.BytesIO, decode: bool = True) -> Look:
         return Look(verify(file) if decode else read_header(file))
     except UnreadableImage as error:
         return Look(error=error.reason)
+
+
+class Oddities:
+    """Counts images that are shown otherwise than their files hold them, as ``data/decode.py`` does it."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def see(self, look: Look) -> None:
+        if (header := look.header) is None:
+            return
+        said = {
+            "turned, as the camera notes (EXIF)": header.orientation > 1,
+            "transparent in part, shown on white": header.transparent,
+            "of 16 bits, scaled to 8": header.mode.startswith("I"),
+            "CMYK, converted to RGB": header.mode == "CMYK",
+        }
+        self.counts.update(what for what, is_so in said.items() if is_so)
+
+    def notes(self, split: str) -> list[str]:
+        return [f"{split}: {count} images are {what}" for what, count in sorted(self.counts.items())]
+
+
+def look_at_images(
+    report: Report, split: str, paths: Sequence[str], decode: bool, workers: int, progress: Progress
+) -> Iterator[tuple[str, Look]]:
+    """(path, look) of each image that can be read; the others are findings, and what is odd is noted."""
+    oddities = Oddities()
+    for path, look in survey(partial(look_at, decode=decode), paths, workers, progress, f"{split} images"):
+        if look.error:
+            report.add("image unreadable", path, look.error)
+        else:
+            oddities.see(look)
+            yield path, look
+    report.notes += oddities.notes(split)
 
 
 def silent(results: Iterable[Result], total: int, description: str) -> Iterable[Result]:
