@@ -22,6 +22,7 @@ _TURN = Image.Transpose
 TURNS = {2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE,
          6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90}  # fmt: skip
 BACK = {_TURN.ROTATE_270: _TURN.ROTATE_90, _TURN.ROTATE_90: _TURN.ROTATE_270}
+SPREAD = {"L;2": 85, "L;4": 17}
 BECAUSE = " cannot be read: "
 # Formats that Pillow only knows by name, or hands to another program (Ghostscript runs what is in an EPS).
 NOT_READ = frozenset(("EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "FPX", "MIC"))
@@ -115,15 +116,21 @@ def verify(file: File, mode: str = "RGB") -> Header:
     return header
 
 
-def decode_labels(file: str | Path) -> np.ndarray:
-    """A label map as it is stored: (H, W), or (H, W, channels) of what is no label map.
+def decode_labels(file: str | Path) -> tuple[np.ndarray, str]:
+    """A label map as it is stored, (H, W), or (H, W, channels) of what is none, and Pillow's name of its mode; of more
+    than a channel of 16 bits, whose lower half Pillow drops, the mode ends in ";16".
 
     Raises:
         UnreadableImage: it cannot be decoded.
     """
     try:
-        with Image.open(file) as image:
-            return np.asarray(image)
+        with warnings.catch_warnings(action="ignore"), _open(file) as image:
+            layout = image.tile[0].args if image.tile else ""
+            packed = str(layout[0] if isinstance(layout, tuple) and layout else layout)
+            values = np.asarray(image)
+            if ";16" in packed and values.ndim == 3:
+                return values, f"{image.mode};16"
+            return values // SPREAD.get(packed[:3], 1), image.mode  # grey of 2 and 4 bits is spread over 0 … 255
     except Exception as error:  # see read_header
         raise _unreadable(file, error) from error
 

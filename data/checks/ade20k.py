@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
+from ..decode import TURNED
 from ..images.sources import check_root
+from ..label_maps import (
+    OTHER_SIZE,
+    UNREADABLE,
+    Labelling,
+    MapLook,
+    in_ranges,
+    look_at_map,
+    never_seen,
+    other_size,
+    reduced_already,
+    unlabelled,
+)
+from ..pairs import find_pairs
 from .report import SPLITS, Look, Progress, Report, look_at, silent, survey
 
 FOLDERS = {"train": "training", "val": "validation"}
 PUBLISHED_CLASSES = 150
 PUBLISHED_IMAGES = {"train": 20_210, "val": 2_000}
 PUBLISHED_NAME = re.compile(r"ADE_(train|val)_\d{8}")
-IGNORED = 255  # what 0 becomes under reduce_zero_label
 HINT = "; --classes N for another data set"
 
 
 @dataclass(frozen=True)
 class Pair:
     image: Look
-    annotation: Look
-    labels: tuple[int, ...] = ()
+    label_map: MapLook
 
 
 def check_ade20k(
@@ -36,37 +45,44 @@ def check_ade20k(
     fast: bool = False,
     workers: int = 0,
     progress: Progress = silent,
+    reduced: bool = True,
+    replaced: Mapping[int, int] | None = None,
+    orientation: str = TURNED,
 ) -> Report:
-    """Checks ``root/images/{training,validation}/*.jpg`` and ``root/annotations/{training,validation}/*.png``.
-
-    Labels are expected as published: 0 unlabelled, 1 … N the classes (``reduce_zero_label`` makes that 255, 0 … N−1).
+    """Checks images below ``root/images/{training,validation}`` and label maps below
+    ``root/annotations/{training,validation}`` by the rules of training.
 
     Args:
         classes: N; None: 150, with as many images as published, if the files are named as published.
         fast: sizes only, without decoding; labels are not looked at.
+        reduced: 0 is unlabelled and 1 … N are the classes, as published; else they are 0 … N − 1.
+        replaced: numbers in the files and those that they stand for, as ``label_map`` in a recipe.
+        orientation: that of the images which the maps belong to.
 
     Raises:
         DataError: no such folder.
+        ConfigError: more classes than a map can have, or replacements that make no labels.
     """
     root = Path(root)
     check_root(root, "ROOT")
+    labelling = Labelling(classes or PUBLISHED_CLASSES, reduced, replaced or {})
     report = Report("ade20k", str(root))
     inner = root / "ADEChallengeData2016"
     if not (root / "images").is_dir() and inner.is_dir():
         report.add("folder missing", root / "images", f"did you mean {inner}?")
         return report
-    stems, labels = {}, {}
+    names, numbers = {}, {}
     for split in splits:
-        images, annotations = _list_pairs(report, root, split)
-        stems[split] = sorted(images.keys() & annotations.keys())
-        look = partial(_look_at_pair, decode=not fast)
-        pairs = [(images[stem], annotations[stem]) for stem in stems[split]]
-        results = survey(look, pairs, workers, progress, f"{split} images and labels")
-        labels[split] = dict(_check_pair(report, *paths, pair) for paths, pair in results)
-        report.counts |= {f"{split} images": len(images), f"{split} annotations": len(annotations)}
+        pairs = _list_pairs(report, root, split)
+        names[split] = list(pairs)
+        look = partial(_look_at_pair, decode=not fast, labelling=labelling, orientation=orientation)
+        numbers[split] = set[int]()
+        for paths, pair in survey(look, list(pairs.values()), workers, progress, f"{split} images and labels"):
+            _check_pair(report, *paths, pair)
+            numbers[split].update(pair.label_map.numbers)
 
-    every = [stem for split in splits for stem in stems[split]]
-    is_ade20k = bool(every) and sum(bool(PUBLISHED_NAME.fullmatch(stem)) for stem in every) > len(every) / 2
+    every = [name for split in splits for name in names[split]]
+    is_ade20k = bool(every) and sum(bool(PUBLISHED_NAME.fullmatch(name)) for name in every) > len(every) / 2
     if classes is None and is_ade20k:
         for split in splits:
             number = report.counts[f"{split} images"]
@@ -74,90 +90,66 @@ def check_ade20k(
     if fast:
         report.notes.append("labels were not looked at")
     else:
-        _check_labels(report, root, labels, classes, is_ade20k)
+        _check_numbers(report, root, numbers, labelling, classes, is_ade20k)
     return report
 
 
-def _list_pairs(report: Report, root: Path, split: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Images and annotations by the stems of their names."""
-    listed = []
-    for what, ending in (("images", ".jpg"), ("annotations", ".png")):
-        folder = root / what / FOLDERS[split]
+def _list_pairs(report: Report, root: Path, split: str) -> dict[str, tuple[str, str]]:
+    """Images and maps by the names that they share."""
+    folders = [root / what / FOLDERS[split] for what in ("images", "annotations")]
+    for folder in folders:
         if not folder.is_dir():
             report.add("folder missing", folder)
-        files = sorted(folder.iterdir()) if folder.is_dir() else []
-        listed.append({path.stem: str(path) for path in files if path.suffix == ending})
-        if others := [path.name for path in files if path.suffix != ending and path.is_file()]:
-            report.notes.append(f"{split}: {len(others)} files in {what} are no {ending} and not used: {others[0]}")
-    images, annotations = listed
-    for stem in sorted(images.keys() - annotations.keys()):
-        report.add("image without annotation", images[stem])
-    for stem in sorted(annotations.keys() - images.keys()):
-        report.add("annotation without image", annotations[stem])
-    return images, annotations
+    pairs = find_pairs(*folders)
+    for name, files in pairs.doubles:
+        report.add("several files of one name", name, ", ".join(sorted(files)))
+    for path in pairs.images.values():
+        report.add("image without annotation", path)
+    for path in pairs.maps.values():
+        report.add("annotation without image", path)
+    for what, unused in zip(("images", "annotations"), pairs.unused, strict=True):
+        if unused:
+            listed = ", ".join(f"{count} {ending}" for ending, count in unused.items())
+            report.notes.append(f"{split}: files in {what} that are not used: {listed}")
+    report.counts |= {f"{split} images": pairs.counts[0], f"{split} annotations": pairs.counts[1]}
+    return pairs.both
 
 
-def _look_at_pair(paths: tuple[str, str], decode: bool) -> Pair:
-    image, annotation = (look_at(path, decode) for path in paths)
-    if not decode or annotation.error or annotation.mode not in ("L", "P"):
-        return Pair(image, annotation)
-    with Image.open(paths[1]) as labels:
-        present = np.flatnonzero(np.bincount(np.asarray(labels).ravel(), minlength=256))
-    return Pair(image, annotation, tuple(present.tolist()))
+def _look_at_pair(paths: tuple[str, str], decode: bool, labelling: Labelling, orientation: str) -> Pair:
+    image = look_at(paths[0], decode)
+    if decode:
+        return Pair(image, replace(look_at_map(paths[1], labelling, image.header, orientation), values=None))
+    found, faults = look_at(paths[1], decode), []
+    if found.error:
+        faults.append((UNREADABLE, found.error))
+    elif image.header and (wrong := other_size(found.header.stored, image.header, orientation)):
+        faults.append((OTHER_SIZE, wrong))
+    return Pair(image, MapLook(faults=tuple(faults)))
 
 
-def _check_pair(report: Report, image: str, annotation: str, pair: Pair) -> tuple[str, tuple[int, ...]]:
-    """The annotation and its labels."""
+def _check_pair(report: Report, image: str, label_map: str, pair: Pair) -> None:
     if pair.image.error:
         report.add("image unreadable", image, pair.image.error)
-    if pair.annotation.error:
-        report.add("annotation unreadable", annotation, pair.annotation.error)
-    elif pair.annotation.mode not in ("L", "P"):
-        detail = f"mode {pair.annotation.mode}; expected are labels of 8 bits (L or P)"
-        report.add("annotation is no label map", annotation, detail)
-    if pair.image.size and pair.annotation.size and pair.image.size != pair.annotation.size:
-        sizes = ["{}×{}".format(*look.size) for look in (pair.annotation, pair.image)]
-        report.add("annotation of another size", annotation, f"{sizes[0]}, the image {sizes[1]}")
-    return annotation, pair.labels
+    for kind, what in pair.label_map.faults:
+        report.add(kind, label_map, what)
 
 
-def _check_labels(
-    report: Report, root: Path, labels: dict[str, dict[str, tuple[int, ...]]], classes: int | None, is_ade20k: bool
+def _check_numbers(
+    report: Report, root: Path, found: dict[str, set[int]], labelling: Labelling, classes: int | None, is_ade20k: bool
 ) -> None:
-    """Range, zero label and number of classes; ``labels`` are those of each annotation of each split."""
-    highest = classes or PUBLISHED_CLASSES
-    present = {split: set().union(*files.values()) for split, files in labels.items()}
-    every = set().union(*present.values())
-    for split, values in present.items():
-        report.counts[f"{split} classes"] = len(values & set(range(1, highest + 1)))
-    reduced = bool(every) and highest not in every and (IGNORED in every or every >= set(range(highest)))
-    if reduced:
-        report.add(
-            "labels are probably reduced already",
-            root / "annotations",
-            f"values {_ranges(every)}, none is {highest}: reduce_zero_label would ignore the first class and shift the "
-            "others by one; if they are not reduced, --classes is wrong",
-        )
-    allowed = {*range(highest + 1), *({IGNORED} if reduced else ())}
-    for files in labels.values():
-        for name, values in files.items():
-            if outside := sorted(set(values) - allowed):
-                report.add("label out of range", name, f"{_ranges(outside)}; allowed are 0-{highest}")
+    """Whether the numbers that occur in each split can be the labels of so many classes."""
+    known = set(range(labelling.first, labelling.last + 1))
+    for split, numbers in found.items():
+        report.counts[f"{split} classes"] = len(known) - len(never_seen(numbers, labelling))
+        if numbers and (wrong := unlabelled(numbers, labelling)):
+            report.add("no labelled pixel", root / "annotations" / FOLDERS[split], wrong)
+    every = set().union(*found.values())
+    if looks_reduced := reduced_already(every, labelling):
+        report.add("labels are probably reduced already", root / "annotations", looks_reduced)
     if classes is None and not is_ade20k:
         report.notes.append(
-            f"another data set than ADE20K: labels {_ranges(every)}; --classes N checks their range and number"
+            f"another data set than ADE20K: labels {in_ranges(every)}; --classes N checks their range and number"
         )
-    elif "train" in present and not reduced and (missing := set(range(1, highest + 1)) - present["train"]):
-        detail = f"{_ranges(missing)} of 1-{highest}{'' if classes else HINT}"
+    elif "train" in found and not looks_reduced and (missing := never_seen(found["train"], labelling)):
+        detail = f"{in_ranges(missing)} of {labelling.first}-{labelling.last}{'' if classes else HINT}"
         report.add("class never seen in training", root / "annotations" / FOLDERS["train"], detail)
-
-
-def _ranges(values: Iterable[int]) -> str:
-    """ "0-149, 255" of the numbers."""
-    runs: list[list[int]] = []
-    for value in sorted(values):
-        if runs and value == runs[-1][1] + 1:
-            runs[-1][1] = value
-        else:
-            runs.append([value, value])
-    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in runs) or "none"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +14,111 @@ from mmseg.datasets import ADE20KDataset, BaseSegDataset
 from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.evaluation import IoUMetric
 
-from elsa.core import DataError
+from elsa.core import ConfigError, DataError, logger
 
-from ..decode import UnreadableImage, decode_labels
+from ..decode import STORED, TURNED, Header, UnreadableImage
+from ..label_maps import OTHER_SIZE, UNREADABLE, Labelling, header_of, look_at_map, look_over
+from ..pairs import find_pairs
+from .decoding import DecodeImage
 
-UNLABELLED, IGNORED = 0, 255
+LOOK_AT = 200  # maps, when a set is opened
 
 
 class PairedMaps(BaseSegDataset):
-    """Images and label maps in ADE20K's form: every image has its map and every map its image; in the files 0 is
-    unlabelled and 1 … n are the classes (``reduce_zero_label``).
+    """Images and label maps, of which every image has its map and every map its image.
+
+    In ADE20K's form, ``reduce_zero_label=True``, 0 is unlabelled in the files and 1 … n are the classes; with
+    ``reduce_zero_label=False`` they are 0 … n − 1. 255 is ignored. ``metainfo`` may have ``label_map``, numbers in the
+    files and those that they stand for: ``{255: 1}`` for masks of 0 and 255.
+
+    Args:
+        img_suffix, seg_map_suffix: what the names of images and maps end with; None: the endings of all images that can
+            be read, and of .png, .tif and .bmp maps.
+        reduce_zero_label: whether 0 is unlabelled.
+        look: so many maps are looked at when the set is opened.
 
     Raises:
-        DataError: a folder that is missing or empty; images without label maps, or the reverse.
+        ConfigError: no class names, or a ``label_map`` that makes no labels.
+        DataError: a folder that is missing or empty; images without label maps, or the reverse; maps that are none, or
+            have not one labelled pixel; a single class.
     """
 
+    def __init__(
+        self,
+        img_suffix: str | None = None,
+        seg_map_suffix: str | None = None,
+        reduce_zero_label: bool = True,
+        look: int = LOOK_AT,
+        metainfo: Mapping[str, Any] | None = None,
+        **arguments: Any,
+    ) -> None:
+        facts = dict(metainfo or {})
+        self.replaced, self.look = dict(facts.pop("label_map", None) or {}), look
+        given = dict(img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, reduce_zero_label=reduce_zero_label)
+        super().__init__(metainfo=facts, **given, **arguments)
+
+    @cached_property
+    def labelling(self) -> Labelling:
+        """What the numbers in the files mean."""
+        own, known = self.metainfo.get("classes") or (), self.METAINFO.get("classes")
+        if not own or len(set(own)) < len(own):
+            raise ConfigError(f"metainfo.classes must name each class once, got {list(own)}")
+        return Labelling(len(known or own), self.reduce_zero_label, self.replaced, self.label_map or {})
+
+    def full_init(self) -> None:
+        if self._fully_initialized:
+            return
+        super().full_init()
+        if not self.look or not len(self):
+            return
+        infos = [self.get_data_info(index) for index in range(len(self))]
+        pairs = [(info["img_path"], info["seg_map_path"]) for info in infos]
+        steps = [step for step in self.pipeline.transforms if isinstance(step, DecodeImage)]
+        orientation = steps[0].orientation if steps else TURNED
+        names = self.METAINFO.get("classes") or self.metainfo["classes"]
+        for note in look_over(pairs, self.labelling, names, orientation, self.look):
+            logger.info("%s: %s", self.data_prefix["seg_map_path"], note)
+        if len(own := self.metainfo["classes"]) == 1:
+            raise DataError(
+                f"one class ({own[0]}) leaves nothing to tell apart: name two, classes=('background', {own[0]!r}), "
+                "with reduce_zero_label=False, where 0 is the first, and num_classes=2 in the heads"
+            )
+
     def load_data_list(self) -> list[dict[str, Any]]:
-        if self.data_root and not Path(self.data_root).is_dir():
+        if self.data_root and not os.path.isdir(self.data_root):
             raise DataError(f"data_root {self.data_root} does not exist; --set data_root=DIR names another")
         images, maps = (Path(self.data_prefix[kind]) for kind in ("img_path", "seg_map_path"))
         for folder in (images, maps):
-            if not folder.is_dir():
+            if not os.path.isdir(folder):
                 raise DataError(f"{folder} does not exist")
-        have = {path.stem for path in images.rglob(f"*{self.img_suffix}")}
-        labelled = {path.stem for path in maps.rglob(f"*{self.seg_map_suffix}")}
-        for missing, what in ((have - labelled, "no label map"), (labelled - have, "a label map but no image")):
-            if missing:
-                raise DataError(f"{images}: {len(missing)} with {what}: {', '.join(sorted(missing)[:3])}")
-        if not have:
-            raise DataError(f"{images} has no *{self.img_suffix}")
-        items = super().load_data_list()
-        for item in items:
-            item["num_classes"] = len(self.METAINFO.get("classes") or self.metainfo["classes"])
-        return items
+        pairs = find_pairs(images, maps, self.img_suffix, self.seg_map_suffix)
+        ends = f"{self.img_suffix or 'images'} and {self.seg_map_suffix or 'label maps'}"
+        for name, files in pairs.doubles:
+            raise DataError(f"{images}: {len(files)} files have the name {name}: {', '.join(sorted(files))}")
+        for alone, what in ((pairs.images, "no label map"), (pairs.maps, "a label map but no image")):
+            if alone:
+                listed = ", ".join(list(alone)[:3])
+                raise DataError(f"{images}: {len(alone)} with {what}: {listed} (looked for {ends} in {maps})")
+        if not pairs.both:
+            raise DataError(f"{images} has no {self.img_suffix or 'images by their names (.jpg, .png …)'}")
+        chosen = sorted(pairs.both[name] for name in self._named(list(pairs.both)))
+        return [{"img_path": image, "seg_map_path": label_map, "seg_fields": []} for image, label_map in chosen]
+
+    def get_data_info(self, index: int) -> dict[str, Any]:
+        facts = {"labelling": self.labelling, "reduce_zero_label": self.reduce_zero_label}
+        return {**super().get_data_info(index), **facts}
+
+    def _named(self, names: list[str]) -> list[str]:
+        """Those of the names that ``ann_file`` lists; all where there is none."""
+        if not self.ann_file:
+            return names
+        try:
+            wanted = [line.strip() for line in Path(self.ann_file).read_text("utf-8-sig").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"ann_file {self.ann_file} cannot be read: {error}") from error
+        if absent := sorted(set(wanted) - set(names)):
+            raise DataError(f"ann_file {self.ann_file} names {len(absent)} that are not there: {', '.join(absent[:3])}")
+        return wanted
 
 
 @DATASETS.register_module()
@@ -53,40 +128,29 @@ class CheckedADE20KDataset(PairedMaps, ADE20KDataset):
 
 @DATASETS.register_module()
 class CheckedMapsDataset(PairedMaps):
-    """A data set in ADE20K's form with classes of its own: ``metainfo=dict(classes=…, palette=…)``."""
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(img_suffix=".jpg", seg_map_suffix=".png", reduce_zero_label=True, **arguments)
+    """Images and label maps with classes of their own: ``metainfo=dict(classes=…, palette=…)``."""
 
 
 @TRANSFORMS.register_module()
 class LoadCheckedAnnotations(LoadAnnotations):
-    """mmseg's LoadAnnotations for label maps of one channel, of the image's size, with labels of the data set.
+    """mmseg's LoadAnnotations for label maps that keep the rules of ``look_at_map``.
 
     Raises:
-        DataError: a map that is none of that; the message names it.
+        UnreadableImage: a map that cannot be decoded.
+        DataError: a map that breaks another rule; the message names it.
     """
 
     def _load_seg_map(self, results: dict[str, Any]) -> None:
         if (path := results.get("seg_map_path")) is None:
             return  # mmseg's own inference gives images alone
-        try:
-            labels = decode_labels(path)
-        except UnreadableImage as error:
-            raise DataError(f"label map {path} cannot be read: {error}") from error
-        if labels.ndim != 2:
-            raise DataError(
-                f"label map {path} has {labels.shape[2]} channels: it must hold one label per pixel, no colours"
-            )
-        if labels.shape != tuple(results["ori_shape"]):
-            size, other = (f"{shape[1]}×{shape[0]}" for shape in (labels.shape, results["ori_shape"]))
-            raise DataError(f"label map {path} is {size}, its image {other}")
-        classes, highest = results["num_classes"], int(labels[labels != IGNORED].max(initial=0))
-        if highest > classes:
-            raise DataError(
-                f"label map {path} has label {highest}; there are {UNLABELLED} for unlabelled and 1 … {classes}"
-            )
-        super()._load_seg_map(results)
+        size = tuple(results["ori_shape"][1::-1])
+        labelling: Labelling = results["labelling"]
+        look = look_at_map(path, labelling, Header(size, size, 1, "", "", False))
+        if (OTHER_SIZE in dict(look.faults)) and (header := header_of(results["img_path"])):
+            look = look_at_map(path, labelling, header, TURNED if header.size == size else STORED)
+        for kind, what in look.faults:
+            raise (UnreadableImage if kind == UNREADABLE else DataError)(f"label map {path} {what}")
+        results["gt_seg_map"] = labelling.labels(look.values, look.numbers)
 
 
 @METRICS.register_module()

@@ -51,7 +51,7 @@ def test_what_cannot_be_decoded_is_one_of_the_known_errors(tmp_path):
 def test_label_maps_keep_their_numbers(tmp_path):
     labels = np.arange(12, dtype=np.uint8).reshape(3, 4)
     Image.fromarray(labels).save(tmp_path / "map.png")
-    assert np.array_equal(decode_labels(tmp_path / "map.png"), labels)
+    assert np.array_equal(decode_labels(tmp_path / "map.png")[0], labels)
 
 
 def test_every_pipeline_gets_our_decoder_and_keeps_the_rest():
