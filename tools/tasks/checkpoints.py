@@ -23,7 +23,12 @@ def check_classes(path: Path, content: Mapping[str, Any], classes: Sequence[str]
         return
     odd = [f"{mine} in the file, {theirs} in the data" for mine, theirs in zip(named, known, strict=False)
            if mine != theirs]  # fmt: skip
-    raise ConfigError(f"{path} has {len(named)} classes, the data {len(known)}: {'; '.join(odd[:3])}")
+    counts = f"{path} has {len(named)} classes, the data {len(known)}"
+    raise ConfigError(f"{'; '.join([counts, *odd[:3]])}; the file's: {in_short(named)}; the data's: {in_short(known)}")
+
+
+def in_short(names: Sequence[str], most: int = 15) -> str:
+    return ", ".join(names[:most]) + (f", … and {len(names) - most} more" if len(names) > most else "")
 
 
 def about(content: Mapping[str, Any]) -> dict[str, Any]:

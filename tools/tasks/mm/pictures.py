@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,16 +20,19 @@ from mmengine.registry import DATASETS, VISUALIZERS
 from PIL import Image
 from pycocotools import mask as coco_masks
 
-from elsa.core import logger, write_then_rename
+from elsa.core import logger, make_folder, write_then_rename
 from elsa.data import UnreadableImage, decode
+from elsa.data.decode import TURNED
 from elsa.data.mm.decoding import with_our_decoder
+from elsa.data.mm.loaders import prepare
 
-from ..pictures import draw_grid
+from ..pictures import add_legend, draw_grid, fitted, plain, told
 
 # COCO's category ids of its 80 classes leave out these.
 COCO_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 COCO_CLASSES = 80
 IGNORED = 255  # label of pixels without a class
+WIDTH = 7.0  # inches of a picture of an evaluation
 
 
 def category_ids(classes: Sequence[str]) -> list[int]:
@@ -62,18 +66,21 @@ class MapDrawing:
         maps = {"prediction": sample.pred_sem_seg.data}
         if with_truth and "gt_sem_seg" in sample:
             maps = {"ground truth": sample.gt_sem_seg.data, **maps}
-        labels = {name: value.squeeze().cpu().numpy() for name, value in maps.items()}
+        labels = {name: value[0].cpu().numpy() for name, value in maps.items()}
+        present = sorted({int(label) for value in labels.values() for label in np.unique(value)} - {IGNORED})
+        names = [plain(self.classes[label], 24) for label in present]
         width = 3.2 * (1 + len(labels))
-        figure = Figure(figsize=(width, 3.2 * image.shape[0] / image.shape[1] + 0.9), layout="constrained", dpi=110)
+        columns = min(8, max(1, int(width * 12 / (8 + max(map(len, names), default=0)))))
+        height = 3.2 * within_reason(image.shape[0] / image.shape[1]) + 0.7 + 0.2 * -(-len(names) // columns)
+        figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
         axes = figure.subplots(1, 1 + len(labels))
         for axis, name in zip(axes, ("image", *labels), strict=True):
             axis.imshow(image if name == "image" else self.over(image, labels[name]))
             axis.set(title=name)
             axis.set_axis_off()
-        present = sorted({int(label) for value in labels.values() for label in np.unique(value)} - {IGNORED})
-        patches = [Patch(color=self.palette[label] / 255, label=self.classes[label]) for label in present]
-        if patches:
-            figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 8), fontsize=8)
+        if present:
+            patches = [Patch(color=self.palette[label] / 255) for label in present]
+            add_legend(figure, patches, names, loc="outside lower center", ncols=columns, fontsize=8)
         return as_image(figure)
 
     def over(self, image: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -90,31 +97,51 @@ def colours(count: int) -> np.ndarray:
     return table[:, :3] * 255
 
 
+def short_stem(path: Path) -> str:
+    """Of a file's name what still fits into a longer one, with what is no text replaced."""
+    return plain(path.stem, 50)
+
+
+def within_reason(ratio: float) -> float:
+    """The ratio of height to width of a picture's place, for images of any shape."""
+    return min(max(ratio, 1 / 8), 3.0)
+
+
 def as_image(figure: Figure) -> Image.Image:
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with warnings.catch_warnings(action="ignore"):  # letters that no font has are drawn as boxes
+        canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 class PicturesOfTest:
-    """Keeps some images of an evaluation, spread over it, with prediction and ground truth side by side."""
+    """Keeps some images of an evaluation, spread over it, with prediction and ground truth side by side.
 
-    def __init__(self, count: int, batches: int, drawing: Any) -> None:
+    Args:
+        count: so many, of as many ``batches``.
+        drawing: what draws one.
+        orientation: in which images were decoded.
+    """
+
+    def __init__(self, count: int, batches: int, drawing: Any, orientation: str = TURNED) -> None:
         self.wanted = {round(index) for index in np.linspace(0, batches - 1, min(count, batches))}
-        self.drawing = drawing
+        self.drawing, self.orientation = drawing, orientation
         self.cells: list[tuple[Image.Image, str, str]] = []
 
     def note(self, number: int, found: Sequence[Any]) -> None:
         if number in self.wanted:
             sample = found[0]
-            image = np.asarray(decode(sample.img_path))
-            self.cells.append((self.drawing(image, sample, with_truth=True), Path(sample.img_path).name, "black"))
+            image = np.asarray(decode(sample.img_path, orientation=self.orientation))
+            picture = fitted(self.drawing(image, sample, with_truth=True), WIDTH, 3 * WIDTH)
+            self.cells.append((picture, plain(Path(sample.img_path).name), "black"))
 
-    def save(self, path: Path, title: str) -> None:
+    def save(self, path: Path, title: str, of: int) -> None:
+        """One picture of all that were kept; the title says of how many images they are."""
         if self.cells:
-            width, height = self.cells[0][0].size
-            draw_grid(self.cells, path, title, columns=2, cell=(7.0, 7.0 * height / width + 0.3))
-            logger.info("%-24s %s", "pictures", path)
+            ratios = [picture.height / picture.width for picture, _, _ in self.cells]
+            height = WIDTH * within_reason(float(np.median(ratios))) + 0.3
+            draw_grid(self.cells, path, title, of, columns=2, cell=(WIDTH, height))
+            logger.info("%-24s %s%s", "pictures", path, told(len(self.cells), of))
 
 
 class Predictions(ABC):
@@ -123,13 +150,15 @@ class Predictions(ABC):
     def __init__(self, config: Config, classes: Sequence[str], folder: Path) -> None:
         self.classes, self.folder = list(classes), folder
         dataset = config.test_dataloader.dataset
-        steps = with_our_decoder([step for step in dataset.pipeline if "Annotations" not in step["type"]])
-        self.pipeline = Compose(steps)
+        self.orientation = config.get("image_orientation", TURNED)
+        steps = [step for step in dataset.pipeline if "Annotations" not in step["type"]]
+        self.pipeline = Compose(with_our_decoder(steps, self.orientation))
         named = dataset.get("metainfo", {}).get("palette")
         palette = named or DATASETS.get(dataset.type).METAINFO.get("palette", ())
         known = {"palette": palette} if len(palette) == len(classes) else {}
         self.drawing = self.make_drawing({"classes": tuple(classes), **known})
         self.images: list[dict[str, Any]] = []
+        self.skipped: list[dict[str, str]] = []
 
     @abstractmethod
     def make_drawing(self, metainfo: Mapping[str, Any]) -> Any:
@@ -141,20 +170,23 @@ class Predictions(ABC):
 
     @torch.inference_mode()
     def add(self, model: torch.nn.Module, path: Path) -> None:
-        """Predicts one image; one that cannot be read is named and left out."""
+        """Predicts one image; one that cannot be read, or that the pipeline cannot take, is named and left out."""
+        number = len(self.images) + 1
         try:
-            image = np.asarray(decode(path))
+            image = np.asarray(decode(path, orientation=self.orientation))
+            item = prepare(self.pipeline, {"img_path": str(path), "img_id": number}, str(path))
         except UnreadableImage as error:
+            self.skipped.append({"file_name": str(path), "reason": error.reason})
             logger.warning("skipping %s", error)
             return
-        number = len(self.images) + 1
-        batch = pseudo_collate([self.pipeline({"img_path": str(path), "img_id": number})])
-        sample = model.test_step(batch)[0].cpu()
+        sample = model.test_step(pseudo_collate([item]))[0].cpu()
         self.images.append({"id": number, "file_name": str(path), "height": image.shape[0], "width": image.shape[1]})
-        self.note(sample, f"{number:05d}_{path.stem}")
-        self.write(f"{number:05d}_{path.stem}.png", self.drawing(image, sample, with_truth=False))
+        stem = f"{number:05d}_{short_stem(path)}"
+        self.note(sample, stem)
+        self.write(f"{stem}.png", self.drawing(image, sample, with_truth=False))
 
     def write(self, name: str, picture: Image.Image) -> None:
+        make_folder(self.folder)
         write_then_rename(self.folder / name, lambda beside: picture.save(beside, format="png"))
 
 
@@ -191,29 +223,38 @@ class ObjectPredictions(Predictions):
 
     def as_json(self) -> dict[str, Any]:
         categories = [{"id": number, "name": name} for number, name in zip(self.ids, self.classes, strict=True)]
-        return {"images": self.images, "annotations": self.annotations, "categories": categories}
+        found = {"annotations": self.annotations, "categories": categories}
+        return {"images": self.images, "skipped": self.skipped, **found}
 
     def summary(self) -> str:
         return f"{self.drawn} objects of at least {self.threshold:g}"
 
 
 class MapPredictions(Predictions):
-    """Label maps as files in ADE20K's form (0 unlabelled, 1 … n the classes), and shares of the classes as JSON."""
+    """Label maps as files with the numbers that the recipe's data have: 1 … n where 0 is unlabelled there
+    (``reduce_zero_label``), else 0 … n − 1; of 16 bits where 8 would not do. Shares of the classes as JSON."""
+
+    def __init__(self, config: Config, classes: Sequence[str], folder: Path) -> None:
+        super().__init__(config, classes, folder)
+        unopened = DATASETS.build({**config.test_dataloader.dataset, "lazy_init": True})
+        self.first = int(unopened.reduce_zero_label)
+        self.form = np.uint8 if len(classes) - 1 + self.first < IGNORED else np.uint16
 
     def make_drawing(self, metainfo: Mapping[str, Any]) -> MapDrawing:
         return MapDrawing(metainfo)
 
     def note(self, sample: Any, stem: str) -> None:
-        labels = sample.pred_sem_seg.data.squeeze().numpy()
+        labels = sample.pred_sem_seg.data[0].numpy()
         numbers, counts = np.unique(labels, return_counts=True)
         shares = {
             self.classes[number]: round(count / labels.size, 4) for number, count in zip(numbers, counts, strict=True)
         }
         self.images[-1].update(labels=f"{stem}_labels.png", shares=shares)
-        self.write(f"{stem}_labels.png", Image.fromarray((labels + 1).astype(np.uint8)))
+        self.write(f"{stem}_labels.png", Image.fromarray((labels + self.first).astype(self.form)))
 
     def as_json(self) -> dict[str, Any]:
-        return {"images": self.images, "classes": self.classes}
+        numbers = {str(number + self.first): name for number, name in enumerate(self.classes)}
+        return {"images": self.images, "skipped": self.skipped, "classes": self.classes, "numbers": numbers}
 
     def summary(self) -> str:
         return f"{len({name for image in self.images for name in image['shares']})} classes"

@@ -10,13 +10,14 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 from tqdm import tqdm
 
-from elsa.core import logger, make_folder, write_json
+from elsa.core import DataError, check_writable, logger, write_json
 from elsa.engine import Runtime
 from elsa.models import load_pretrained, read_checkpoint
 
+from ..checkpoints import check_classes as check_names
 from ..checkpoints import class_names
 from ..command import find_images
-from .session import build_model, prepare
+from .session import build_model, check_classes, prepare
 
 
 def predict(config: Config, args: argparse.Namespace, runtime: Runtime, kind: Callable[..., Any]) -> None:
@@ -24,25 +25,33 @@ def predict(config: Config, args: argparse.Namespace, runtime: Runtime, kind: Ca
 
     Args:
         kind: ObjectPredictions or MapPredictions.
+
+    Raises:
+        ConfigError: the checkpoint, the recipe and its model differ in their classes.
+        DataError: not one image can be predicted.
     """
+    check_writable(args.output)
     paths = find_images(args.images)
     prepare(config)
     content = read_checkpoint(args.checkpoint, args.trust_checkpoint)
     model, _ = build_model(config, runtime)
     logger.info("%s: %s", args.checkpoint, load_pretrained(model, content))
+    check_names(args.checkpoint, content, known_classes(config))
     classes = class_names(content) or known_classes(config)
+    check_classes(config, classes)
     model.to(runtime.device).eval()
-    make_folder(args.output)
     found = kind(config, classes, args.output)
     for path in tqdm(paths, desc="predicting", unit="image", disable=None, leave=False):
         found.add(model, path)
+    if not found.images:
+        raise DataError(f"none of the images of {args.images} can be predicted: {found.skipped[0]['reason']}")
     write_json(args.output / "predictions.json", found.as_json())
     logger.info("%d of %d images: %s; pictures and predictions.json in %s",
                 len(found.images), len(paths), found.summary(), args.output)  # fmt: skip
 
 
 def known_classes(config: Config) -> list[str]:
-    """Class names where the checkpoint has none: the recipe's, else those of its data set's type."""
+    """The recipe's class names, else those of its data set's type; empty where there are none."""
     dataset = config.test_dataloader.dataset
-    names = dataset.get("metainfo", {}).get("classes") or DATASETS.get(dataset.type).METAINFO["classes"]
-    return list(names)
+    names = dataset.get("metainfo", {}).get("classes") or DATASETS.get(dataset.type).METAINFO.get("classes")
+    return list(names or ())
