@@ -43,11 +43,13 @@ class ClassWeightedLoss(nn.Module):
             weight: (B, H, W), a further weight of each pixel, from mmseg's pixel samplers.
 
         Raises:
-            ValueError: another number of classes than of weights.
+            ValueError: another number of classes than of weights, or one logit, of which the loss is 0 always.
         """
         classes = logits.shape[1]
         if self.class_weight is not None and len(self.class_weight) != classes:
             raise ValueError(f"class_weight has {len(self.class_weight)} weights, the head {classes} classes")
+        if classes == 1:
+            raise ValueError("ClassWeightedLoss needs a logit for each of two classes or more, the head has one")
         labelled = labels != ignore_index
         logits, labels = logits.movedim(1, -1)[labelled].float(), labels[labelled]
         share = logits.new_ones(len(labels)) if self.class_weight is None else self.class_weight[labels]

@@ -6,20 +6,24 @@ import argparse
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from mmengine.config import Config
 
+from elsa.core import ConfigError
 from elsa.engine import Recipe, Runtime
 
 from .mm.evaluation import Metric, evaluate_checkpoint
 from .mm.pictures import MapDrawing, MapPredictions
 from .mm.prediction import predict
-from .mm.recipe import read_recipe
+from .mm.recipe import read_recipe, restore_recipe
 from .mm.training import build_training
-from .training import train
+from .training import Training, train
+
+CHECKED = ("CheckedADE20KDataset", "CheckedMapsDataset")
+# Losses that may be of a softmax, and whether they are of a sigmoid where a recipe does not say.
+SIGMOID = {"ClassWeightedLoss": False, "CrossEntropyLoss": False, "OhemCrossEntropy": False, "DiceLoss": True}
 
 
 class Segmentation:
@@ -43,12 +47,21 @@ class Segmentation:
     def read(self, path: Path, overrides: list[str]) -> Recipe:
         return read_recipe(path, overrides)
 
+    def restore(self, content: Mapping[str, Any], origin: str, overrides: list[str]) -> Recipe:
+        return restore_recipe(content, origin, overrides)
+
     def print_config(self, recipe: Recipe) -> str:
         return recipe.text
 
     def train(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
         metric = Metric(curves=("mIoU", "aAcc", "mAcc"), known=known_numbers)
-        train(partial(build_training, task=self.name, metric=metric), recipe, args, runtime)
+
+        def build(recipe: Recipe, runtime: Runtime, fresh: bool) -> Training:
+            parts = build_training(recipe, runtime, fresh, task=self.name, metric=metric)
+            check_logits(recipe.config.model)
+            return parts
+
+        train(build, recipe, args, runtime)
 
     def evaluate(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
         def rename(metrics: Mapping[str, float], config: Config) -> dict[str, float | None]:
@@ -59,6 +72,22 @@ class Segmentation:
 
     def predict(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
         predict(recipe.config, args, runtime, MapPredictions)
+
+
+def check_logits(model: Mapping[str, Any]) -> None:
+    """Raises ConfigError where a head's loss is a softmax over one logit, which is 0 whatever the head says."""
+    for name in ("decode_head", "auxiliary_head"):
+        heads = model.get(name) or ()
+        for head in heads if isinstance(heads, (list, tuple)) else [heads]:
+            losses = head.get("loss_decode") or {}
+            for loss in losses if isinstance(losses, (list, tuple)) else [losses]:
+                softmax = not loss.get("use_sigmoid", SIGMOID.get(loss.get("type"), True))
+                if softmax and 1 in (head.get("num_classes"), head.get("out_channels")):
+                    raise ConfigError(
+                        f"model.{name} has one logit, of which {loss['type']} is 0 in every step: name two classes, "
+                        "background and object, with num_classes=2 and, in the data sets, reduce_zero_label=False, "
+                        "where 0 is the first"
+                    )
 
 
 def known_numbers(settings: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
@@ -78,6 +107,8 @@ def scales(config: Config, args: argparse.Namespace) -> list[tuple[Config, bool]
         augmented = copy.deepcopy(config)
         augmented.test_dataloader.dataset.pipeline = config.tta_pipeline
         flips = any(step.get("prob") == 1 for choice in config.tta_pipeline[-1].transforms for step in choice)
+        if augmented.test_dataloader.dataset.get("type") in CHECKED:
+            augmented.test_dataloader.dataset.look = 0  # the first pass did
         augmented.test_evaluator.prefix = "multi_scale_flip" if flips else "multi_scale"
         passes.append((augmented, True))
     return passes
