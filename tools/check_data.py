@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 
 from elsa.core import ConfigError, DataError, check_writable, make_folder, write_json
-from elsa.tools.tasks.command import run
-from elsa.tools.tasks.data_check import CHECKS, parse, show_progress, tell
+from elsa.tools.tasks.data_check import CHECKS, of_maps, parse, show_progress, tell
+from elsa.tools.tasks.outcome import run
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
         if args.json.is_dir():
             raise ConfigError(f"--json {args.json} is a folder")
         check_writable(args.json.parent, "--json")
-    options = dict(classes=args.classes, splits=tuple(dict.fromkeys(args.splits)), fast=args.fast)
+    options = dict(classes=args.classes, splits=tuple(dict.fromkeys(args.splits)), fast=args.fast, **of_maps(args))
     try:
         report = CHECKS[args.dataset](args.root, workers=args.workers, progress=show_progress, **options)
     except OSError as error:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from ..decode import TURNED
-from ..images.sources import check_root
+from ..images.folders import check_root
 from ..label_maps import (
     OTHER_SIZE,
     UNREADABLE,
@@ -23,7 +23,7 @@ from ..label_maps import (
     unlabelled,
 )
 from ..pairs import find_pairs
-from .report import SPLITS, Look, Progress, Report, look_at, silent, survey
+from .report import SPLITS, Look, Oddities, Progress, Report, look_at, silent, survey
 
 FOLDERS = {"train": "training", "val": "validation"}
 PUBLISHED_CLASSES = 150
@@ -76,10 +76,8 @@ def check_ade20k(
         pairs = _list_pairs(report, root, split)
         names[split] = list(pairs)
         look = partial(_look_at_pair, decode=not fast, labelling=labelling, orientation=orientation)
-        numbers[split] = set[int]()
-        for paths, pair in survey(look, list(pairs.values()), workers, progress, f"{split} images and labels"):
-            _check_pair(report, *paths, pair)
-            numbers[split].update(pair.label_map.numbers)
+        looks = survey(look, list(pairs.values()), workers, progress, f"{split} images and labels")
+        numbers[split] = _check_pairs(report, split, looks)
 
     every = [name for split in splits for name in names[split]]
     is_ade20k = bool(every) and sum(bool(PUBLISHED_NAME.fullmatch(name)) for name in every) > len(every) / 2
@@ -127,11 +125,21 @@ def _look_at_pair(paths: tuple[str, str], decode: bool, labelling: Labelling, or
     return Pair(image, MapLook(faults=tuple(faults)))
 
 
-def _check_pair(report: Report, image: str, label_map: str, pair: Pair) -> None:
-    if pair.image.error:
-        report.add("image unreadable", image, pair.image.error)
-    for kind, what in pair.label_map.faults:
-        report.add(kind, label_map, what)
+def _check_pairs(report: Report, split: str, looks: Iterable[tuple[tuple[str, str], Pair]]) -> set[int]:
+    """The numbers that occur in a split's maps."""
+    numbers, oddities, grey = set[int](), Oddities(), 0
+    for (image, label_map), pair in looks:
+        if pair.image.error:
+            report.add("image unreadable", image, pair.image.error)
+        for kind, what in pair.label_map.faults:
+            report.add(kind, label_map, what)
+        numbers.update(pair.label_map.numbers)
+        oddities.see(pair.image)
+        grey += pair.label_map.grey
+    report.notes += oddities.notes(split)
+    if grey:
+        report.notes.append(f"{split}: {grey} annotations hold labels in three equal channels, taken for one")
+    return numbers
 
 
 def _check_numbers(

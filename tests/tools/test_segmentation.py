@@ -236,7 +236,7 @@ def change_map(change):
     [
         (lose_map, ["1 with no label map"]),
         (lose_image, ["1 with a label map but no image"]),
-        (change_map(lambda labels: labels.convert("RGB")), ["has 3 channels", "no colours"]),
+        (change_map(lambda labels: Image.merge("RGB", [labels, labels, labels.point(lambda v: 255 - v)])), ["has 3 channels", "no colours"]),
         (change_map(lambda labels: labels.resize((50, 60))), ["is 50×60, its image"]),
         (change_map(lambda labels: labels.point(lambda value: value + 9)), ["has label", "1 … 11"]),
     ],

@@ -11,7 +11,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from elsa.core import ConfigError
 from elsa.data.checks import Report, check_ade20k, check_coco, check_imagenet
+from elsa.data.decode import ORIENTATIONS, TURNED
 
 CHECKS = {"coco": check_coco, "imagenet": check_imagenet, "ade20k": check_ade20k}
 
@@ -32,7 +34,36 @@ def parse(description: str | None) -> argparse.Namespace:
     )
     arguments.add_argument("--show", type=at_least(1), default=5, metavar="N", help="findings told of each kind")
     arguments.add_argument("--json", type=Path, metavar="FILE", help="write all findings to this file")
+    maps = arguments.add_argument_group("ade20k alone, as in the recipe")
+    maps.add_argument("--zero-is-a-class", action="store_true", help="reduce_zero_label=False: labels are 0 … N-1")
+    maps.add_argument(
+        "--label-map", type=replacement, nargs="+", metavar="OLD=NEW", help="label_map: what numbers in files stand for"
+    )
+    maps.add_argument("--image-orientation", choices=ORIENTATIONS, help="stored: cameras' notes (EXIF) do not count")
     return arguments.parse_args()
+
+
+def of_maps(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that a check of label maps alone has.
+
+    Raises:
+        ConfigError: one of them for another check.
+    """
+    if args.dataset == "ade20k":
+        orientation = args.image_orientation or TURNED
+        replaced = dict(args.label_map or ())
+        return dict(reduced=not args.zero_is_a_class, replaced=replaced, orientation=orientation)
+    for name in ("zero_is_a_class", "label_map", "image_orientation"):
+        if getattr(args, name):
+            raise ConfigError(f"--{name.replace('_', '-')} is of label maps; {args.dataset} has none")
+    return {}
+
+
+def replacement(text: str) -> tuple[int, int]:
+    old, _, new = text.partition("=")
+    if not (old.isdecimal() and new.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not OLD=NEW, like 255=1")
+    return int(old), int(new)
 
 
 def at_least(lowest: int) -> Any:
