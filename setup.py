@@ -121,6 +121,8 @@ class Build(cpp_extension.BuildExtension if torch is not None else build_ext):
         self.reasons = dict(REASONS)
         super().run()
         self.write_record()
+        if not (self.editable_mode or self.inplace):  # beside the package in site-packages, where Python reads it
+            shutil.copy(ROOT / "models/mm/elsa_mm.pth", self.build_lib)
 
     def build_extensions(self) -> None:
         if torch is not None:

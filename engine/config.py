@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,13 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> CfgNode:
     Raises:
         ConfigError: a missing file, bad YAML, an unknown or duplicate key, a wrong type or a value out of range.
     """
+    return _resolve(_read_file(Path(path)), str(path), overrides)
+
+
+def _resolve(given: Mapping[str, Any], origin: str, overrides: Iterable[str]) -> CfgNode:
     values = {name: key.default for name, key in SCHEMA.items()}
-    for name, value in _read_file(Path(path)).items():
-        _assign(values, name, value, origin=str(path))
+    for name, value in given.items():
+        _assign(values, name, value, origin)
     for name, text in split_overrides(overrides).items():
         try:
             value = yaml.load(text, _Loader)
@@ -37,7 +41,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> CfgNode:
             raise ConfigError(f"--set {name}={text:.60} is no YAML value ({_first_line(error)})") from error
         _assign(values, name, value, origin="--set")
     for problem in check_together(values):
-        raise ConfigError(f"{path}: {problem}")
+        raise ConfigError(f"{origin}: {problem}")
     return _to_node(values)
 
 
@@ -59,7 +63,23 @@ def split_overrides(overrides: Iterable[str]) -> dict[str, str]:
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """``load_config`` as a recipe of classification."""
-    config = load_config(path, overrides)
+    return _as_recipe(load_config(path, overrides))
+
+
+def restore_recipe(values: Mapping[str, Any], origin: str, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe of classification that a checkpoint holds as values, checked as a file's are.
+
+    Args:
+        values: {"SECTION.KEY": value}.
+        origin: the checkpoint, for messages.
+
+    Raises:
+        ConfigError: see ``load_config``.
+    """
+    return _as_recipe(_resolve({str(name): value for name, value in values.items()}, origin, overrides))
+
+
+def _as_recipe(config: CfgNode) -> Recipe:
     may_change = tuple(name for name, key in SCHEMA.items() if key.may_change)
     return Recipe(config, "config.yaml", dump(config), plain(config), may_change)
 

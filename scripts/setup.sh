@@ -38,7 +38,9 @@ PATH="$PWD/.venv/bin:$PATH" "${pip[@]}" --no-build-isolation --no-deps -e .  # P
 # Links make elsa.* a folder on the disk: type checkers and editors see what the interpreter sees, new modules at once.
 mkdir -p .venv/links/elsa
 for package in core kernels models data engine tools; do ln -sfn "../../../$package" ".venv/links/elsa/$package"; done
-echo "$PWD/.venv/links" > "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/elsa_links.pth"
+site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+echo "$PWD/.venv/links" > "$site/elsa_links.pth"
+cp models/mm/elsa_mm.pth "$site/"  # mmcv finds our operators, whatever is imported first
 .venv/bin/python -c "from elsa.kernels import backend_info
 for name, state in backend_info().items(): print(f'setup: operator, {name}: {state}')"
 rm -f .venv/.installed*

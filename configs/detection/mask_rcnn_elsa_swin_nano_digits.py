@@ -1,6 +1,6 @@
 # Mask R-CNN with slim heads on scenes of handwritten digits, from the quick start's classifier: minutes on two cores.
 _base_ = ["_base_/mask_rcnn.py", "_base_/coco.py", "_base_/schedule_1x.py", "_base_/runtime.py"]
-embedded = dict(type="digits-coco")  # written to data_root where it is not there
+embedded = dict(type="digits-coco", root="datasets/digits-coco/")  # drawn where it is not there
 data_root = "datasets/digits-coco/"
 digits = dict(classes=tuple("0123456789"))
 normalize = dict(mean=[76.5, 76.5, 76.5], std=[89.25, 89.25, 89.25])  # as the classifier was trained

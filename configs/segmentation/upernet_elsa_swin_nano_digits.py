@@ -1,7 +1,7 @@
 # UPerNet with slim heads on scenes of handwritten digits, from the quick start's classifier: 12 minutes on two cores
 # with two processes. Scenes are small here, for speed, and many, for the digits in them overfit soon.
 _base_ = ["_base_/upernet.py", "_base_/ade20k.py", "_base_/schedule_160k.py", "_base_/runtime.py"]
-embedded = dict(type="digits-ade", train=3200)  # written to data_root where it is not there
+embedded = dict(type="digits-ade", root="datasets/digits-ade/", train=3200)  # drawn where it is not there
 data_root = "datasets/digits-ade/"
 digits = dict(
     classes=(*"0123456789", "texture"),

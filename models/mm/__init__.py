@@ -1,8 +1,7 @@
 """Our backbones and parts of heads in mmengine's registries, and the operators that mmcv lacks.
 
 Importing it registers ``DenseBackbone`` and ``ClassWeightedLoss``; ``elsa.models.mm.roi``, which needs mmdet, registers
-``Float32RoIExtractor``. It has to come before ``mmdet.apis``, ``mmseg.apis`` and all that imports ``mmcv.ops``, see
-``operators``; where that was forgotten and failed, it mends the next attempt.
+``Float32RoIExtractor``. mmdet, mmseg and mmcv may be imported before or after it, see ``operators``.
 """
 
 from . import operators

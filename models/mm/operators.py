@@ -7,9 +7,9 @@ mmcv is used where there is one.
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -85,14 +85,28 @@ def _check_average(pool_mode: int) -> None:
         raise MissingOperator("RoIAlign with pool_mode 'max' needs a compiled mmcv")
 
 
-def provide() -> bool:
-    """Puts these operators where ``mmcv.ops`` looks for compiled ones, unless there are some; whether it did."""
-    if NAME in sys.modules:
-        return isinstance(sys.modules[NAME], _Operators)
-    if importlib.util.find_spec("mmcv") is None or importlib.util.find_spec(NAME) is not None:
-        return False
-    sys.modules[NAME] = _Operators()
-    return True
+class Finder:
+    """Finds these operators where ``mmcv.ops`` looks for compiled ones, and nothing else; asked last, so
+    that a compiled mmcv goes before."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        return ModuleSpec(NAME, _Loader()) if name == NAME else None
+
+
+class _Loader(Loader):
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _Operators()
+
+    def exec_module(self, module: ModuleType) -> None:
+        """It is complete."""
+
+
+def provide() -> None:
+    """Gives mmcv these operators where it has no compiled ones. What is installed does so for every process that comes
+    to ``mmcv._ext``, see ``elsa_mm.pth``; this is for a checkout that is used without."""
+    if Finder not in sys.meta_path:
+        sys.meta_path.append(Finder)
 
 
 class _Operators(ModuleType):
@@ -100,7 +114,6 @@ class _Operators(ModuleType):
 
     def __init__(self) -> None:
         super().__init__(NAME, __doc__)
-        self.__spec__ = ModuleSpec(NAME, None)
         self.nms, self.roi_align_forward, self.roi_align_backward = nms, roi_align_forward, roi_align_backward
 
     def __getattr__(self, name: str) -> Callable[..., Any]:

@@ -219,13 +219,14 @@ def test_the_dense_packages_are_named_where_they_are_missing(refused, tool, dete
 def test_embedded_data_that_cannot_be_written_are_refused(refused, tool, root, tmp_path, override, part):
     config = root / "configs/segmentation/upernet_elsa_swin_nano_digits.py"
     data = tmp_path / "scenes"
-    refused(tool("train", config, "--output", tmp_path / "run", "--set", f"data_root={data}", override), part)
+    there = [f"data_root={data}", f"embedded.root={data}"]
+    refused(tool("train", config, "--output", tmp_path / "run", "--set", *there, override), part)
     assert not data.exists() and not (tmp_path / "run").exists()
 
 
 def test_embedded_data_have_the_size_that_the_configuration_says(refused, tool, root, tmp_path):
     config = root / "configs/segmentation/upernet_elsa_swin_nano_digits.py"
-    options = [f"data_root={tmp_path / 'scenes'}", "embedded.train=4", "global_batch=64"]
+    options = [f"data_root={tmp_path / 'scenes'}", f"embedded.root={tmp_path / 'scenes'}", "embedded.train=4", "global_batch=64"]
     refused(tool("train", config, "--output", tmp_path / "run", "--set", *options), "4 training images")
     assert len(list((tmp_path / "scenes/images/training").glob("*.jpg"))) == 4
 

@@ -7,7 +7,6 @@ import pytest
 RUNNER_ONLY = {
     "custom_hooks": ('[dict(type="EMAHook")]', ["custom_hooks (EMAHook)", "run.ema_decay"]),
     "default_hooks": ('dict(checkpoint=dict(type="CheckpointHook"))', ["train_cfg.save_steps"]),
-    "visualizer": ('dict(type="DetLocalVisualizer")', ["--pictures"]),
     "vis_backends": ('[dict(type="TensorboardVisBackend")]', ["TensorboardVisBackend", "run's folder"]),
     "env_cfg": ("dict(cudnn_benchmark=True)", ["--device"]),
     "log_processor": ("dict(by_epoch=False)", ["run.log_every"]),
@@ -69,7 +68,8 @@ def test_every_helper_variable_of_every_recipe_is_refused(root):
     from mmengine.config import Config
 
     from elsa.core import ConfigError
-    from elsa.tools.tasks.mm.recipe import READ, apply_override
+    from elsa.tools.tasks.mm.keys import READ
+    from elsa.tools.tasks.mm.overrides import apply_overrides
 
     recipes = [*(root / "configs/detection").glob("*_tiny_1x.py"), *(root / "configs").glob("*/*digits.py"),
                root / "configs/segmentation/upernet_elsa_swin_tiny.py"]  # fmt: skip
@@ -80,7 +80,7 @@ def test_every_helper_variable_of_every_recipe_is_refused(root):
             value = config[name]
             below = next(iter(value)) if isinstance(value, dict) and value else 0
             with pytest.raises(ConfigError, match=f"{name} is a helper variable"):
-                apply_override(config, f"{name}.{below}", "1")
+                apply_overrides(config, [f"{name}.{below}=1"], READ)
             tried.add(name)
     assert len(tried) >= 12
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,13 +48,14 @@ from elsa.engine import (
     evaluate,
     load_recipe,
     mistakes_first,
+    restore_recipe,
 )
 from elsa.models import LoadReport, load_pretrained, read_checkpoint
 
 from .checkpoints import check_classes, class_names
 from .command import find_images
 from .networks import build_model, token_grid
-from .pictures import draw_grid, draw_predictions
+from .pictures import class_text, draw_grid, draw_predictions, told
 from .training import Training, environment, parameters, train
 
 MOST_DRAWN = 100
@@ -70,6 +71,9 @@ class Classification:
 
     def read(self, path: Path, overrides: list[str]) -> Recipe:
         return load_recipe(path, overrides)
+
+    def restore(self, content: Mapping[str, Any], origin: str, overrides: list[str]) -> Recipe:
+        return restore_recipe(content["config"], origin, overrides)
 
     def print_config(self, recipe: Recipe) -> str:
         return dump(recipe.config, comments=True)
@@ -210,8 +214,9 @@ def evaluate_checkpoint(recipe: Recipe, args: argparse.Namespace, runtime: Runti
     if args.pictures:
         rows = mistakes_first(metrics.predictions)[: args.pictures]
         path = args.output / "predictions.png"
-        draw_predictions(source, rows, path, f"{config.MODEL.NAME}: top-1 {metrics.top1:.2f} %, mistakes first")
-        logger.info("predictions    %s", path)
+        title = f"{config.MODEL.NAME}: top-1 {metrics.top1:.2f} %, mistakes first"
+        draw_predictions(source, rows, path, title, metrics.count)
+        logger.info("predictions    %s%s", path, told(len(rows), metrics.count))
 
 
 def results(
@@ -280,13 +285,14 @@ def classify_images(config: CfgNode, args: argparse.Namespace, runtime: Runtime)
     ]
     make_folder(args.output)
     write_json(args.output / "predictions.json", results)
-    cells = ((decode(path), f"{names[top[0][0]]} ({top[0][1]:.0%})", "black") for path, top in rows[:MOST_DRAWN])
-    draw_grid(list(cells), args.output / "predictions.png", f"{config.MODEL.NAME}: {args.checkpoint.name}")
+    drawn = rows[:MOST_DRAWN]
+    cells = ((decode(path), class_text(names[top[0][0]], top[0][1]), "black") for path, top in drawn)
+    draw_grid(cells, args.output / "predictions.png", f"{config.MODEL.NAME}: {args.checkpoint.name}", len(rows))
     for result in results[:10]:
         listed = ", ".join(f"{entry['class']} {entry['confidence']:.1%}" for entry in result["top"])
         logger.info("%s: %s", result["image"], listed)
-    logger.info("%d of %d images classified: predictions.json and predictions.png in %s",
-                len(rows), len(paths), args.output)  # fmt: skip
+    logger.info("%d of %d images classified: predictions.json and predictions.png%s in %s",
+                len(rows), len(paths), told(len(drawn), len(rows)), args.output)  # fmt: skip
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from elsa.engine import Recipe, Runtime
 from .mm.evaluation import Metric, evaluate_checkpoint
 from .mm.pictures import ObjectDrawing, ObjectPredictions
 from .mm.prediction import predict
-from .mm.recipe import read_recipe
+from .mm.recipe import read_recipe, restore_recipe
 from .mm.training import build_training
 from .training import train
 
@@ -39,6 +39,9 @@ class Detection:
 
     def read(self, path: Path, overrides: list[str]) -> Recipe:
         return read_recipe(path, overrides)
+
+    def restore(self, content: Mapping[str, Any], origin: str, overrides: list[str]) -> Recipe:
+        return restore_recipe(content, origin, overrides)
 
     def print_config(self, recipe: Recipe) -> str:
         return recipe.text

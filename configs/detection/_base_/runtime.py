@@ -9,3 +9,4 @@ custom_imports = dict(
 )
 default_scope = "mmdet"
 run = dict(metric="coco/bbox_mAP")
+visualizer = dict(type="DetLocalVisualizer")  # for mm's own inferencers

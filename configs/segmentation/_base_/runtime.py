@@ -9,3 +9,4 @@ custom_imports = dict(
 )
 default_scope = "mmseg"
 run = dict(metric="single_scale/mIoU")
+visualizer = dict(type="SegLocalVisualizer")  # for mm's own inferencers

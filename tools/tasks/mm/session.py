@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import os
 import random
 import warnings
 from collections.abc import Iterable, Iterator
@@ -15,16 +16,21 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from elsa.core import ConfigError, DataError
+from elsa.core import ConfigError, UserError
 from elsa.data import write_digits_ade, write_digits_coco
 from elsa.engine import Runtime
-from elsa.models.mm.operators import MissingOperator
 
 # Data that a recipe's ``embedded`` names by ``type``.
 EMBEDDED = {"digits-coco": write_digits_coco, "digits-ade": write_digits_ade}
+# What mm's packages raise for values that they cannot use: nearly anything, a missing operator among it.
+REFUSALS = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, NotImplementedError),
+    *(OSError, RuntimeError, TypeError, ValueError),
+)
 
 
 def prepare(config: Config) -> None:
@@ -34,43 +40,59 @@ def prepare(config: Config) -> None:
     MMLogger.get_instance("elsa-mm", log_level=logging.WARNING)
 
 
-def write_embedded(config: Config, runtime: Runtime) -> None:
-    """Writes the embedded data that the recipe names, unless they are there.
+def draw_embedded(config: Config, runtime: Runtime) -> None:
+    """Draws the data that the recipe's ``embedded`` names into ``embedded.root``, unless they are there; nothing is
+    drawn anywhere else.
 
     Raises:
-        ConfigError: no such data, a number that they cannot have, or something else in their place.
+        ConfigError: no such data, a number that they cannot have, another ``data_root``, or something else in it.
     """
     if not (embedded := dict(config.get("embedded") or {})):
         return
-    if (kind := embedded.pop("type", None)) not in EMBEDDED:
-        raise ConfigError(f"embedded.type must be {' or '.join(EMBEDDED)}, got {kind!r}")
+    kind, root = embedded.pop("type", None), embedded.pop("root", None)
+    if not isinstance(kind, str) or kind not in EMBEDDED:
+        raise ConfigError(f"embedded.type must be {' or '.join(EMBEDDED)}, got {kind!r:.80}")
+    if not isinstance(root, str) or os.path.normpath(root) != os.path.normpath(config.get("data_root") or ""):
+        raise ConfigError(
+            f"data_root {config.get('data_root')} is not embedded.root {root}, the one folder that {kind} are drawn "
+            "in: set embedded = None to use the data that is there, or embedded.root to draw them there"
+        )
     with runtime.main_first():
         try:
-            EMBEDDED[kind](config.data_root, **embedded)
+            EMBEDDED[kind](root, **embedded)
         except FileExistsError as error:
             raise ConfigError(
-                f"data_root {config.data_root} holds other data than embedded.type {kind}; for data of your own set "
-                "embedded = None"
+                f"data_root {root} holds other data than embedded.type {kind}; to use them set embedded = None"
             ) from error
+        except OSError as error:
+            raise ConfigError(f"embedded.root {root} cannot be written: {error.strerror or error}") from error
         except (TypeError, ValueError) as error:
             raise ConfigError(f"embedded: {error}") from error
 
 
 @contextmanager
-def mistakes_named() -> Iterator[None]:
-    """What mmengine's registries raise for a wrong value in a recipe becomes one line.
+def mistakes_named(place: str) -> Iterator[None]:
+    """Whatever mm's packages raise for a value of a recipe becomes one line.
 
     pycocotools' prints are left out: the log has the same numbers.
+
+    Args:
+        place: what of the recipe is built.
     """
     try:
         with redirect_stdout(io.StringIO()):
             yield
-    except (ConfigError, DataError):
+    except UserError:
         raise
-    except (TypeError, ValueError, KeyError, AssertionError, FileNotFoundError, MissingOperator) as error:
-        if isinstance(error.__cause__, (ConfigError, DataError)):
-            raise error.__cause__ from error
-        raise ConfigError(str(error).strip("'\"").splitlines()[0] if str(error) else repr(error)) from error
+    except REFUSALS as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, UserError):
+                raise cause from error
+            cause = cause.__cause__
+        said = str(error).strip("'\" \n").splitlines()
+        name = "" if said and not isinstance(error, LookupError) else f" ({type(error).__name__})"
+        raise ConfigError(f"{place}: {said[0] if said else 'cannot be built'}{name}") from error
 
 
 def build_model(config: Config, runtime: Runtime) -> tuple[nn.Module, tuple[str, ...]]:
@@ -82,8 +104,11 @@ def build_model(config: Config, runtime: Runtime) -> tuple[nn.Module, tuple[str,
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    with mistakes_named():
-        return MODELS.build(settings), adapted
+    with mistakes_named("model"):
+        model = MODELS.build(settings)
+    if not isinstance(model, BaseModel):
+        raise ConfigError(f"model.type {config.model.type} is no detector or segmentor")
+    return model, adapted
 
 
 def _replace_norms(node: Any) -> bool:
@@ -105,7 +130,7 @@ def check_classes(config: Config, classes: Iterable[str]) -> None:
         for key, value in items:
             if key == "num_classes":
                 yield f"{where}.{key}", value
-            if key == "class_weight" and value and node.get("type") == "ClassWeightedLoss":
+            if key == "class_weight" and isinstance(value, (list, tuple)) and node.get("type") == "ClassWeightedLoss":
                 yield f"the length of {where}.{key}", len(value)
             yield from heads(value, f"{where}.{key}")
 

@@ -9,15 +9,18 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from elsa.core import ConfigError, logger
+from elsa.core import ConfigError
 from elsa.data import divide_batch
+from elsa.data.decode import TURNED
 from elsa.data.mm.loaders import eval_loader, train_loader
 from elsa.engine import Plan, Precision, Recipe, Runtime, Step, TrainState, fit_precision
 
 from ..training import Training
-from .evaluation import Metric, check_metric, evaluate
+from .evaluation import Metric, build_evaluator, check_metric, evaluate
 from .optim import Schedules, build_optimizer
-from .session import build_model, check_classes, mistakes_named, prepare, write_embedded
+from .recipe import stored
+from .session import build_model, check_classes, draw_embedded, mistakes_named, prepare
+from .start import initialise
 
 
 class DenseStep(Step):
@@ -45,32 +48,34 @@ def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, task: str, met
     """The parts of a training as the recipe says, for ``training.train``."""
     config = recipe.config
     prepare(config)
-    write_embedded(config, runtime)
+    draw_embedded(config, runtime)
     optim, length = config.optim_wrapper, config.train_cfg
     accumulate = optim.get("accumulative_counts", 1)
     names = ("global_batch", "optim_wrapper.accumulative_counts")
     micro = divide_batch(config.global_batch, runtime.world_size, accumulate, *names)
     seed, place = config.randomness.seed, (runtime.rank, runtime.world_size)
-    with mistakes_named():
+    max_bad, orientation = config.run.get("max_bad", 0), config.get("image_orientation", TURNED)
+    with mistakes_named("train_dataloader"):
         division = (config.global_batch, accumulate)
-        batches = train_loader(config.train_dataloader, division, seed, *place, config.run.get("max_bad", 0))
-        held_out = eval_loader(config.val_dataloader, *place)
+        batches = train_loader(config.train_dataloader, division, seed, *place, max_bad, orientation)
+    with mistakes_named("val_dataloader"):
+        held_out = eval_loader(config.val_dataloader, *place, orientation)
+    with mistakes_named("val_evaluator"):
+        evaluator = build_evaluator(config.val_evaluator, held_out)
     for loader in (batches.loader, held_out):
         check_classes(config, loader.dataset.metainfo["classes"])
     check_metric(config.val_evaluator, config.run.metric, metric, held_out.dataset.metainfo["classes"])
     model, adapted = build_model(config, runtime)
     _check_batch_norm(model, micro, runtime.world_size)
     if fresh:
-        with mistakes_named():
-            model.init_weights()
-        if report := getattr(getattr(model, "backbone", None), "load_report", None):
-            logger.info("backbone from %s: %s", config.model.backbone.pretrained, report)
+        initialise(model, config, held_out.dataset.metainfo["classes"])
     model.to(runtime.device)
     precision = choose_precision(config, runtime.device)
     if optim.get("type") == "AmpOptimWrapper" and precision.dtype is None:
         adapted = ("no GPU: float32 instead of mixed precision", *adapted)
-    with mistakes_named():
+    with mistakes_named("optim_wrapper"):
         optimizer = build_optimizer(model, optim)
+    with mistakes_named("param_scheduler"):
         schedule = Schedules(optimizer, config.param_scheduler, batches.steps_per_epoch)
     in_epochs = "max_epochs" in length
     unit = batches.steps_per_epoch if in_epochs else 1
@@ -92,8 +97,8 @@ def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, task: str, met
         log_every=config.run.get("log_every", 50),
         adapted=adapted,
     )
-    meta = held_out.dataset.metainfo
-    facts = {name: _plain(meta[name]) for name in ("classes", "palette") if meta.get(name)}
+    meta = batches.loader.dataset.metainfo
+    facts = {name: _plain(meta[name]) for name in ("classes", "palette", "category_ids") if meta.get(name)}
 
     def make_step(wrapped: nn.Module, state: TrainState) -> Step:
         clip = (optim.get("clip_grad") or {}).get("max_norm")
@@ -110,11 +115,11 @@ def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, task: str, met
         batches=batches,
         plan=plan,
         make_step=make_step,
-        evaluate=lambda counted: evaluate(counted, held_out, config.val_evaluator, runtime, metric, config.run.metric),
+        evaluate=lambda counted: evaluate(counted, held_out, evaluator, runtime, config.run.metric, max_bad),
         metric=config.run.metric,
         curves=metric.curves,
         classes=meta["classes"],
-        meta={"meta": {"dataset_meta": facts}},
+        meta={"meta": {"dataset_meta": facts}, "recipe": stored(config)},
         ema_decay=config.run.get("ema_decay"),
     )
 
