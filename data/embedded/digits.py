@@ -9,6 +9,8 @@ from PIL import Image
 
 from elsa.core import write_folder
 
+from ..listing import files_below
+
 DIGITS_COUNT = {"train": 1437, "val": 360}
 
 
@@ -44,4 +46,6 @@ def _fill(root: Path) -> None:
 
 
 def _is_complete(root: Path) -> bool:
-    return all(len(list((root / split).glob("*/*.png"))) == count for split, count in DIGITS_COUNT.items())
+    """Whether the digits are there, and nothing else that would be taken for data."""
+    counts = {split: len(list((root / split).glob("[0-9]/*.png"))) for split in DIGITS_COUNT}
+    return counts == DIGITS_COUNT and sum(1 for _ in files_below(root)) == sum(counts.values())

@@ -1,7 +1,8 @@
 """digits-coco and digits-ade: the scenes of ``scenes.py`` in the layouts of COCO 2017 and of ADE20K.
 
 A stamp in the folder holds the parameters and the size of every file. Where it agrees, nothing is written; where it
-does not, the set is written anew. A folder without it belongs to somebody else and is left alone.
+does not, the set is written anew. A folder without it, or with other files beside, belongs to somebody else and is left
+alone.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from PIL import Image
 
 from elsa.core import write_folder
 
+from ..listing import files_below
 from .scenes import SCENE_CLASSES, SPLITS, Scene, Scenes
 
 DIGITS_ADE_CLASSES = (*SCENE_CLASSES, "texture")
@@ -69,7 +71,7 @@ def _write(root: str | Path, layout: str, counts: dict[str, int], seed: int, fil
         files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*.*"))}
         (folder / STAMP).write_text(json.dumps({**stamp, "files": files}, indent=0))
 
-    return write_folder(root, partial(_is_complete, stamp), fill_and_stamp, may_replace=lambda r: _stamp(r) is not None)
+    return write_folder(root, partial(_is_complete, stamp), fill_and_stamp, may_replace=_is_ours_alone)
 
 
 def _stamp(root: Path) -> dict[str, Any] | None:
@@ -80,11 +82,20 @@ def _stamp(root: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) and "layout" in content else None
 
 
+def _is_ours_alone(root: Path) -> bool:
+    """Whether every file in a folder is one of those that its stamp names."""
+    if (stamp := _stamp(root)) is None:
+        return False
+    files = stamp.get("files")
+    named = {*(files if isinstance(files, dict) else ()), STAMP}
+    return all(str(path.relative_to(root)) in named for path in files_below(root))
+
+
 def _is_complete(wanted: dict[str, Any], root: Path) -> bool:
     found = _stamp(root) or {}
     files = found.pop("files", {})
     try:
-        return found == wanted and all((root / name).stat().st_size == size for name, size in files.items())
+        return found == wanted and isinstance(files, dict) and all((root / name).stat().st_size == size for name, size in files.items())
     except OSError:
         return False
 

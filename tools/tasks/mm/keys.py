@@ -256,6 +256,8 @@ def _check_optimization(config: Config, origin: str) -> None:
             raise ConfigError(f"{origin}: optim_wrapper.{name} must be {allowed}, got {value!r:.80}")
     if not config.run.get("metric"):
         raise ConfigError(f"{origin}: run.metric must name what the best checkpoint has most of, e.g. coco/bbox_mAP")
+    if config.get("pretrained_ignore") and not config.get("pretrained"):
+        raise ConfigError(f"{origin}: pretrained_ignore has no effect without pretrained, the file that it is about")
     if (config.get("visualizer") or {}).get("vis_backends"):
         raise ConfigError(f"{origin}: visualizer.vis_backends is read by mmengine's Runner alone; here "
                           f"{RUNNER_ONLY['vis_backends']}")  # fmt: skip
