@@ -12,7 +12,7 @@ from .files import (
     write_text,
     write_then_rename,
 )
-from .log import logger, setup_logging
+from .log import logger, setup_logging, silence
 from .progress import Progress
 from .seeds import mix_seed, seed_everything
 from .version import __version__
@@ -34,6 +34,7 @@ __all__ = [
     "seed_everything",
     "setup_logging",
     "sha256",
+    "silence",
     "sweep",
     "to_json",
     "write_folder",

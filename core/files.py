@@ -29,10 +29,10 @@ def write_then_rename(path: Path, write: Callable[[Path], object]) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
-            write(beside)
-        except RuntimeError as error:  # torch's word for a full disk
-            reason = f"cannot be written ({str(error).splitlines()[0]}): is the disk full?"
-            raise OSError(errno.EIO, reason, str(path)) from error
+            try:
+                write(beside)
+            except RuntimeError as error:  # torch's word for a full disk
+                raise _reason(beside, error) from error
         except OSError as error:
             error.filename = str(path)
             raise
@@ -42,6 +42,17 @@ def write_then_rename(path: Path, write: Callable[[Path], object]) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _reason(path: Path, error: RuntimeError) -> OSError:
+    """For what the system does not let a library write the file: writing on fails for the same reason."""
+    try:
+        with path.open("ab", buffering=0) as stream:
+            for _ in range(2):  # the first may write a part
+                stream.write(bytes(1 << 20))
+    except OSError as reason:
+        return reason
+    return OSError(errno.EIO, f"cannot be written ({str(error).splitlines()[0]})")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -67,13 +78,22 @@ def to_json(content: Any, **options: Any) -> str:
 
 def check_writable(folder: Path, option: str = "--output") -> None:
     """Refuses an output folder that could not be written, before any work."""
-    existing = folder
-    while not existing.exists():
-        existing = existing.parent
+    try:
+        existing = folder
+        while not existing.exists():
+            existing = existing.parent
+        longest = os.pathconf(existing if existing.is_dir() else existing.parent, "PC_NAME_MAX")
+    except OSError as error:
+        raise ConfigError(f"{option} {folder}: {error.strerror}") from error
     if not existing.is_dir():
         raise ConfigError(f"{option} {folder}: {existing} is a file")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(f"{option} {folder}: {existing} is not writable")
+    for name in folder.parts:
+        if len(os.fsencode(name)) > longest:
+            raise ConfigError(f"{option} {folder}: a name of {len(os.fsencode(name))} bytes, {longest} are allowed")
+    try:  # permissions alone do not tell: the disk may be mounted read-only, or another machine's
+        os.rmdir(tempfile.mkdtemp(prefix=".elsa.", dir=existing))
+    except OSError as error:
+        raise ConfigError(f"{option} {folder}: {existing} is not writable ({error.strerror})") from error
 
 
 def make_folder(folder: Path, option: str = "--output") -> None:
@@ -125,7 +145,7 @@ def write_folder(
             return root
         occupied = root.exists() and not (root.is_dir() and not any(root.iterdir()))
         if occupied and not may_replace(root):
-            raise FileExistsError(f"{root} exists and does not hold this data; remove it or choose another DATA.ROOT")
+            raise FileExistsError(f"{root} holds something else")
         beside = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
         former = beside.with_name(f"{beside.name}.former")
         try:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -19,7 +21,7 @@ def setup_logging(rank: int = 0, file: Path | None = None) -> None:
     prefix = "" if rank == 0 else f"[rank {rank}] "
     handlers: list[logging.Handler] = [_ConsoleHandler()]
     if file is not None and rank == 0:
-        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+        handlers.append(_LogFile(file, encoding="utf-8"))
     for handler in handlers:
         with_date = isinstance(handler, logging.FileHandler)
         form = "%(asctime)s %(message)s" if with_date else f"{prefix}%(message)s"
@@ -27,8 +29,26 @@ def setup_logging(rank: int = 0, file: Path | None = None) -> None:
         logger.addHandler(handler)
 
 
+def silence(stream: TextIO) -> None:
+    """What is written to stdout or stderr from now on goes nowhere: its reader has left."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
 class _ConsoleHandler(logging.Handler):
-    """Writes lines to stderr without tearing a progress bar."""
+    """Writes lines to stderr without tearing a progress bar; a run goes on where nobody reads them any more."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except OSError:
+            silence(sys.stderr)
+
+
+class _LogFile(logging.FileHandler):
+    """A line that the disk does not take is not worth a run: what must be kept, checkpoints, tells of a full disk."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)

@@ -13,15 +13,17 @@ from elsa.core import (
 )
 
 from .checkpoint import BEST, LAST, PREVIOUS
-from .config import dump, flatten, load_config, load_recipe, plain, split_overrides
-from .distributed import Runtime, StopRequest, distributed
+from .config import dump, flatten, load_config, load_recipe, plain, restore_recipe, split_overrides
+from .distributed import ProcessLost, Runtime, distributed
 from .evaluate import Metrics, evaluate, mistakes_first
+from .launcher import forbid_restarts, join_slurm
 from .logbook import Logbook, peak_memory_gb, read_log
 from .losses import TokenLabelLoss
 from .optim import build_optimizer, build_schedule
 from .plan import Plan, Recipe
 from .precision import Precision, choose_precision, fit_precision
 from .run import RunFolder, describe_environment
+from .signals import StopRequest
 from .step import Schedule, Step, StepRecord, TokenLabelStep, TrainState, TrainStep
 from .trainer import Evaluation, Trainer
 
@@ -35,6 +37,7 @@ __all__ = [
     "Metrics",
     "Plan",
     "Precision",
+    "ProcessLost",
     "Recipe",
     "RunFolder",
     "Runtime",
@@ -57,6 +60,8 @@ __all__ = [
     "evaluate",
     "fit_precision",
     "flatten",
+    "forbid_restarts",
+    "join_slurm",
     "load_config",
     "load_recipe",
     "logger",
@@ -64,6 +69,7 @@ __all__ = [
     "peak_memory_gb",
     "plain",
     "read_log",
+    "restore_recipe",
     "seed_everything",
     "setup_logging",
     "sha256",

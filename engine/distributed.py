@@ -1,12 +1,11 @@
-"""Processes and signals: this process among its peers, and the wish to stop."""
+"""Processes: this one among its peers, what they agree on, and what is said when one of them is lost."""
 
 from __future__ import annotations
 
+import json
 import os
-import signal
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,20 +13,34 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from elsa.core import ConfigError, UserError, logger
+from elsa.core import ConfigError, TrainingError, UserError
+
+from .launcher import Place, read_place, starts
+
+PATIENCE = timedelta(minutes=10)  # a process that does not answer for so long is given up
+KNOCK = 7_411  # tag of messages that nobody reads
+
+
+class ProcessLost(TrainingError):
+    """Another process has ended, or does not answer; the message names it where it can be known."""
 
 
 @dataclass(frozen=True)
 class Runtime:
     """This process among its peers: rank, world size and device.
 
-    ``control`` is a process group on the CPU for counts and flags, so that agreeing on them never waits for a GPU.
+    ``control`` is a process group on the CPU for counts and flags, so that agreeing on them never waits for a GPU;
+    in ``store`` a process that ends leaves word why.
+
+    Raises:
+        ProcessLost: from whatever all processes do together, where one of them is not there.
     """
 
     rank: int
     world_size: int
     device: torch.device
     control: Any = None
+    store: Any = None
 
     @property
     def is_main(self) -> bool:
@@ -38,28 +51,41 @@ class Runtime:
         if self.world_size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(tensor, group=self.control)
+        with self._all_there():
+            dist.all_reduce(tensor, group=self.control)
         return tensor.tolist()
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up in any process."""
         return self.sum([float(flag)])[0] > 0
 
-    def agree_on(self, value: float) -> bool:
-        """Whether all processes have this value."""
-        return self.sum([value, value * value]) == [value * self.world_size, value * value * self.world_size]
+    def gather(self, value: Any) -> list[Any]:
+        """The value of each process, in the order of ranks."""
+        if self.world_size == 1:
+            return [value]
+        everyone: list[Any] = [None] * self.world_size
+        with self._all_there():
+            dist.all_gather_object(everyone, value, group=self.control)
+        return everyone
 
     def shared(self, names: list[str]) -> list[str]:
         """The names that every process has, in the main process's order."""
-        if self.world_size == 1:
-            return names
-        everyone: list[Any] = [None] * self.world_size
-        dist.all_gather_object(everyone, names, group=self.control)
+        everyone = self.gather(names)
         return [name for name in everyone[0] if all(name in others for others in everyone)]
+
+    def check_same(self, facts: Mapping[str, Any], cure: str) -> None:
+        """Raises ConfigError, in every process, where they do not all have the same facts."""
+        everyone = self.gather(dict(facts))
+        for rank, others in enumerate(everyone):
+            for name, value in everyone[0].items():
+                if others[name] != value:
+                    what = f"{name}: {_short(value)} in process 0, {_short(others[name])} in process {rank}"
+                    raise ConfigError(f"processes see different {what}; {cure}")
 
     def barrier(self) -> None:
         if self.world_size > 1:
-            dist.barrier(group=self.control)
+            with self._all_there():
+                dist.barrier(group=self.control)
 
     def share_buffers(self, module: torch.nn.Module) -> None:
         """Gives all processes the main process's buffers: each has its own statistics of batch normalisation."""
@@ -68,90 +94,170 @@ class Runtime:
                 dist.broadcast(buffer, 0)
 
     def in_main(self, work: Callable[[], object]) -> None:
-        """The main process does it while the others wait; where it raises UserError, all do."""
-        refused = None
-        if self.is_main:
-            try:
+        """The main process does it while the others wait; where it raises UserError or OSError, all do."""
+        with self.main_first():
+            if self.is_main:
                 work()
-            except UserError as error:
-                refused = error
-        if self.any(refused is not None):
-            raise refused or ConfigError("the main process cannot go on, and says why")
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """The main process runs the body before the others do (to prepare files that all read)."""
+        """The main process runs the body before the others do (to prepare files that all read).
+
+        Raises:
+            ConfigError: in the others, where the main process raised UserError or OSError.
+        """
         if not self.is_main:
-            self.barrier()
-        yield
+            self._go_on(None)
+        try:
+            yield
+        except (UserError, OSError) as error:
+            if self.is_main:
+                self._go_on(error)
+            raise
         if self.is_main:
-            self.barrier()
+            self._go_on(None)
+
+    def _go_on(self, refused: Exception | None) -> None:
+        """All learn whether the main process has done what they wait for; the main process raises its own error."""
+        told = self.gather(None if refused is None else str(refused))[0]
+        if told is not None and refused is None:
+            raise ConfigError(f"the main process cannot go on: {told}")
+
+    # ---- a process that is not there -------------------------------------------------------------------------------
+
+    @contextmanager
+    def _all_there(self) -> Iterator[None]:
+        """Whatever the control group cannot do is because another process is gone or silent."""
+        try:
+            yield
+        except RuntimeError as error:
+            self.raise_lost(error)
+            minutes = PATIENCE.total_seconds() / 60
+            raise ProcessLost(f"another process gave no answer for {minutes:g} minutes") from error
+
+    def raise_lost(self, error: BaseException) -> None:
+        """Raises what explains ``error`` where other processes have ended: the mistake that one left word of, else
+        ProcessLost."""
+        gone = self._gone() if self.world_size > 1 else []
+        without_store = 0 in gone and "TORCHELASTIC_USE_AGENT_STORE" not in os.environ  # process 0 held it
+        words = {rank: None if without_store else self._word(rank) for rank in gone}
+        for rank, word in words.items():
+            if word and word["why"]:
+                kind = ConfigError if word["mistake"] else ProcessLost
+                raise kind(f"process {rank} ended: {word['why']}") from error
+        if gone:
+            first = [rank for rank, word in words.items() if word is None] or gone  # the others left because of these
+            listed = ", ".join(map(str, first[:5])) + ", …" * (len(first) > 5)
+            raise ProcessLost(f"lost process {listed} of {self.world_size}: it was killed or crashed") from error
+
+    def _gone(self) -> list[int]:
+        """Processes that have closed their connection: nothing can be sent to them, be it ever read or not."""
+        knocks, gone = [], []
+        for rank in range(self.world_size):
+            if rank != self.rank:
+                knocks.append(torch.zeros(1))
+                try:
+                    dist.isend(knocks[-1], rank, group=self.control, tag=KNOCK)
+                except RuntimeError:
+                    gone.append(rank)
+        return gone
+
+    def _word(self, rank: int) -> dict[str, Any] | None:
+        """What a process left word of; None where it ended without."""
+        key = f"left/{rank}"
+        with suppress(RuntimeError):
+            if self.store.check([key]):
+                return json.loads(self.store.get(key))
+        return None
+
+    def leave_word(self, error: BaseException) -> None:
+        """Tells the others why this process ends; of another's end there is nothing to tell."""
+        lines = [] if isinstance(error, ProcessLost) else str(error).splitlines() or [type(error).__name__]
+        word = {"why": "".join(lines[:1]), "mistake": isinstance(error, UserError)}
+        with suppress(RuntimeError):
+            self.store.set(f"left/{self.rank}", json.dumps(word))
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 120 else f"{text[:100]} … ({len(value)} entries)"
 
 
 @contextmanager
 def distributed(device: str = "auto") -> Iterator[Runtime]:
-    """Joins the process group that torchrun (or any launcher setting RANK and WORLD_SIZE) describes, and leaves it.
+    """Joins the processes that the launcher started (see ``launcher``), and leaves them.
 
     Args:
         device: "auto" for a GPU where there is one, "cpu", "cuda" or "cuda:N".
 
     Raises:
-        ConfigError: a device that is not there.
+        ConfigError: a device that is not there, or a launcher's variables that do not fit.
+        ProcessLost: another process has ended.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    where = _choose_device(device, local_rank)
+    place = read_place()
+    where = _choose_device(device, place)
     if where.type == "cuda":
         torch.cuda.set_device(where)
-    if world == 1:
+    if place.world_size == 1:
         yield Runtime(0, 1, where)
         return
-    backend, bound = ("nccl", where) if where.type == "cuda" else ("gloo", None)
-    dist.init_process_group(backend, timeout=timedelta(minutes=30), device_id=bound)
+    runtime = _connect(place, where)
     try:
-        yield Runtime(rank, world, where, dist.new_group(backend="gloo"))
-    finally:
-        dist.destroy_process_group()
+        with _ended_alone(runtime):
+            yield runtime
+    except BaseException as error:
+        runtime.leave_word(error)
+        raise
+    dist.destroy_process_group()  # not after an error: it would wait for the others
 
 
-def _choose_device(device: str, local_rank: int) -> torch.device:
+@contextmanager
+def _ended_alone(runtime: Runtime) -> Iterator[None]:
+    """What fails because another process has ended, a gradient's exchange for one, says so."""
+    try:
+        yield
+    except TrainingError:
+        raise
+    except RuntimeError as error:
+        runtime.raise_lost(error)
+        raise
+
+
+def _connect(place: Place, where: torch.device) -> Runtime:
+    """The process groups.
+
+    torchrun's store may outlive the processes: where it has one node, each start has keys of its own. Agents of several
+    nodes count their starts apart; ``scripts/train_nodes.sh`` has them make a new store each time.
+    """
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    backend, bound = ("nccl", where) if where.type == "cuda" else ("gloo", None)
+    rank, world = place.rank, place.world_size
+    try:
+        store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=PATIENCE))
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":
+            store = dist.PrefixStore(f"start/{starts()}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE, device_id=bound)
+        control = dist.new_group(backend="gloo", timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        at = f"MASTER_ADDR {address}, MASTER_PORT {port}"
+        raise ProcessLost(f"process {rank} of {world} cannot join the others at {at}: {reason}") from error
+    return Runtime(rank, world, where, control, store)
+
+
+def _choose_device(device: str, place: Place) -> torch.device:
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     kind, _, number = device.partition(":")
     if kind not in ("auto", "cuda") or not (number or "0").isdigit():
         raise ConfigError(f"--device must be auto, cpu, cuda or cuda:N, got {device!r}")
-    count, index = torch.cuda.device_count(), int(number or local_rank)
+    count = torch.cuda.device_count()
+    if place.world_size > 1 and place.local_rank is None and not number and count > 1:
+        raise ConfigError(f"LOCAL_RANK is not set, and {count} GPUs are visible: which is this process's?")
+    index = int(number or place.local_rank or 0)
+    if "SLURM_GPUS_PER_TASK" in os.environ and count == 1 and not number:
+        index = 0  # each task sees its own GPU alone
     if not torch.cuda.is_available() or index >= count:
-        raise ConfigError(f"--device {device} (local rank {local_rank}) asks for GPU {index}; {count} are visible")
+        wanted = f"--device {device}" if number else f"LOCAL_RANK {place.local_rank or 0}"
+        raise ConfigError(f"{wanted} asks for GPU {index}; {count} are visible")
     return torch.device("cuda", index)
-
-
-class StopRequest:
-    """Turns SIGINT and SIGTERM into a flag; SIGINT again, by a person who will not wait, stops at once.
-
-    Launchers forward the signal that their workers got from the terminal or the scheduler already, so a repetition
-    within ``GRACE`` seconds is the same request; SIGTERM is always followed by SIGKILL if need be.
-    """
-
-    GRACE = 2.0
-
-    def __init__(self) -> None:
-        self.name, self.since = "", 0.0
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._old[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, old in self._old.items():
-            signal.signal(number, old)
-
-    def _handle(self, number: int, _frame: object) -> None:
-        if self.name:
-            if number == signal.SIGINT and time.monotonic() - self.since > self.GRACE:
-                raise KeyboardInterrupt
-            return
-        self.name, self.since = signal.Signals(number).name, time.monotonic()
-        logger.warning("%s: finishing this step and saving; Ctrl-C again to stop at once", self.name)

@@ -33,6 +33,7 @@ from elsa.core import (
 
 from .checkpoint import BEST, LAST, PREVIOUS, read_last, read_run
 from .distributed import Runtime
+from .launcher import starts
 from .logbook import LOG_NAME
 from .plan import Plan, Recipe
 from .step import TrainState
@@ -105,6 +106,8 @@ class RunFolder:
             ConfigError: the folder holds a run and nothing says what to do with it, or the recipe is another.
             CheckpointError: what is there is damaged.
         """
+        if starts() and self._holds_a_run() and [last["command"] for last in self._launches()[-1:]] == [sys.argv]:
+            self.resume, self.overwrite = "auto", False  # torchrun says the same again: the run that it began goes on
         if self.resume is None:
             if self._holds_a_run() and not self.overwrite:
                 raise ConfigError(

@@ -14,14 +14,18 @@ import torch
 from elsa.core import TrainingError, UnreadableData, logger, seed_everything
 
 from .checkpoint import LAST, save_checkpoint
-from .distributed import Runtime, StopRequest
+from .distributed import ProcessLost, Runtime
+from .evaluate import Unreadable
 from .logbook import Logbook, peak_memory_gb
 from .plan import Plan
+from .signals import StopRequest
 from .step import Schedule, Step, StepRecord, TrainState
 
 
 class TrainBatches(Protocol):
-    """What the trainer needs of the training data."""
+    """What the trainer needs of the training data; ``bad`` has the unreadable images that this process met."""
+
+    bad: Unreadable
 
     def epoch(self, epoch: int, first_step: int) -> Iterator[Sequence[Any]]:
         """The micro-batches of each step of an epoch, from ``first_step`` on."""
@@ -89,7 +93,8 @@ class Trainer:
         """Trains to the end, or to the step after ``stop`` was raised; returns whether the end was reached.
 
         Raises:
-            TrainingError: a loss, a gradient, the weights or the metric are not finite, or too many images unreadable.
+            TrainingError: a loss, a gradient, the weights or the metric are not finite, too many images are unreadable,
+                or another process is lost.
         """
         try:
             return self.run(stop)
@@ -98,9 +103,17 @@ class Trainer:
         except OSError as error:  # a full disk, for one
             where = f" {error.filename}" if error.filename else ""
             raise TrainingError(f"{error.strerror or error}{where}; {self.last_good()}") from error
+        except ProcessLost as error:
+            raise ProcessLost(f"{error}; {self.last_good()}") from error
+        except TrainingError:
+            raise
         except RuntimeError as error:
             if killed := self.batches.killed():
                 raise TrainingError(f"{killed}; {self.last_good()}") from error
+            try:
+                self.runtime.raise_lost(error)
+            except ProcessLost as lost:
+                raise ProcessLost(f"{lost}; {self.last_good()}") from error
             raise
 
     def run(self, stop: StopRequest) -> bool:
@@ -155,11 +168,15 @@ class Trainer:
         self.logbook.advance()
 
     def agree(self, stop: StopRequest, record: StepRecord | None) -> bool:
-        """Whether any process was asked to stop; every process raises if a step of one was not sound."""
+        """Whether any process was asked to stop; every process raises if a step of one was not sound, or if together
+        they met too many unreadable images."""
         broken = record is not None and not self.is_sound(record)
-        stops, bad = self.runtime.sum([float(bool(stop.name)), float(broken)])
+        unreadable = self.batches.bad
+        stops, bad, untold = self.runtime.sum([float(bool(stop.name)), float(broken), float(unreadable.untold)])
         if bad and record is not None:
             self.fail(record, self.state.step)
+        if untold:
+            unreadable.merge(self.runtime.gather(unreadable.names))
         return stops > 0
 
     def is_sound(self, record: StepRecord) -> bool:

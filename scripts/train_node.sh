@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
-# One node, all its GPUs (or GPUS=n): scripts/train_node.sh CONFIG --output DIR [...]
+# One node, all GPUs that the job sees (or GPUS=n processes): scripts/train_node.sh CONFIG --output DIR [...]
+# A run that DIR holds is continued, unless the arguments have --overwrite or a --resume of their own.
 set -euo pipefail
-gpus=${GPUS:-$(nvidia-smi --list-gpus | wc -l)}
+here=$(dirname "$0")
+source "$here/launch.sh"
+gpus=$(processes)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec torchrun --standalone --nproc_per_node="$gpus" "$(dirname "$0")/../tools/train.py" "$@" --resume auto
+exec torchrun --standalone --nproc_per_node="$gpus" "$here/../tools/train.py" "$@" $(resume "$@")

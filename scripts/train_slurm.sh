@@ -10,4 +10,5 @@
 set -euo pipefail
 export HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) NODES=$SLURM_NNODES RDZV_ID=$SLURM_JOB_ID
 export GPUS=${SLURM_GPUS_ON_NODE:-8}
-exec srun --kill-on-bad-exit=1 "${SLURM_SUBMIT_DIR:-.}/scripts/train_nodes.sh" "$@"
+exec srun --kill-on-bad-exit=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
+  "${SLURM_SUBMIT_DIR:-.}/scripts/train_nodes.sh" "$@"

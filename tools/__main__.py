@@ -23,7 +23,7 @@ def main() -> None:
         print("\n".join(f"  {name:<18} {text}" for name, text in verbs().items()))
         print("\nRecipes are files, or names of shipped ones: elsa train elsa_swin_tiny --output DIR")
     else:
-        from elsa.tools.tasks.command import run  # imports timm, which takes seconds
+        from elsa.tools.tasks.outcome import run  # imports timm, which takes seconds
 
         run(dispatch)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from elsa.tools.tasks import benchmark as task
-from elsa.tools.tasks.command import run
+from elsa.tools.tasks.outcome import run
 
 
 def main() -> None:

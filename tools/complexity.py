@@ -11,8 +11,9 @@ import argparse
 from pathlib import Path
 
 from elsa.core import make_folder, write_json
-from elsa.tools.tasks.command import CONFIGS, find_recipe, run
+from elsa.tools.tasks.command import CONFIGS, find_recipe
 from elsa.tools.tasks.complexity import count, line
+from elsa.tools.tasks.outcome import run
 
 
 def main() -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from elsa.core import ConfigError, check_writable, setup_logging
 from elsa.engine import distributed
-from elsa.tools.tasks.command import parse, parser, run
+from elsa.tools.tasks.command import parse, parser
+from elsa.tools.tasks.outcome import run
 
 
 def main() -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from elsa.core import ConfigError, setup_logging
 from elsa.engine import distributed
-from elsa.tools.tasks.command import parse, parser, run
+from elsa.tools.tasks.command import parse, parser
+from elsa.tools.tasks.outcome import run
 
 
 def main() -> None:
@@ -23,6 +24,8 @@ def main() -> None:
     task, recipe, args = parse("train", arguments)
     if args.output is None:
         raise ConfigError("--output DIR is needed: where checkpoints and logs go")
+    if args.resume == "auto" and args.overwrite:
+        raise ConfigError("--resume auto continues the run that DIR holds, --overwrite replaces it: choose one")
     with distributed(args.device) as runtime:
         setup_logging(runtime.rank)
         task.train(recipe, args, runtime)

@@ -11,7 +11,7 @@ import torch
 from elsa.tools import benchmark
 from elsa.tools.tasks.benchmark import DEFAULT_GROUPS, GROUPS
 from elsa.tools.tasks.benchmark.measure import BURST, gpu_seconds
-from elsa.tools.tasks.command import run as as_a_verb
+from elsa.tools.tasks.outcome import run as as_a_verb
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/benchmark.py"
 SMALL = ("op", "--shapes", "plain", "--dtypes", "fp32", "--batch", "1", "--seconds", "0.01")

@@ -15,7 +15,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from elsa.core import ConfigError, logger, write_json
+from elsa.core import logger, write_json
 from elsa.data import TrainLoader
 from elsa.engine import (
     Evaluation,
@@ -100,12 +100,10 @@ def train(
         if content is not None:
             folder.check_data(content, training.data)
             folder.restore(state, content)
-        if not runtime.agree_on(state.step):
-            raise ConfigError(
-                f"processes would go on from different steps: is --output {args.output} on a shared disk?"
-            )
-        if not runtime.agree_on(training.plan.train_images):
-            raise ConfigError("processes see different numbers of training images: is the data on a shared disk?")
+        where = f"is --output {args.output} on a disk that all share?"
+        runtime.check_same({"the step to go on from": state.step}, where)
+        facts = {**training.data, "validation images": training.plan.val_images}
+        runtime.check_same({f"training data, {name}": value for name, value in facts.items()}, "is the data the same?")
         step = training.make_step(_wrap(model, training.compiled, runtime), state)
         counted = model if state.ema is None or not training.evaluate_ema else state.ema.module
 
