@@ -56,8 +56,8 @@ class Segmentation:
     def train(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
         metric = Metric(curves=("mIoU", "aAcc", "mAcc"), known=known_numbers)
 
-        def build(recipe: Recipe, runtime: Runtime, fresh: bool) -> Training:
-            parts = build_training(recipe, runtime, fresh, task=self.name, metric=metric)
+        def build(recipe: Recipe, *rest: Any) -> Training:
+            parts = build_training(recipe, *rest, task=self.name, metric=metric)
             check_logits(recipe.config.model)
             return parts
 
