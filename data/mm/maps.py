@@ -151,6 +151,7 @@ class LoadCheckedAnnotations(LoadAnnotations):
         for kind, what in look.faults:
             raise (UnreadableImage if kind == UNREADABLE else DataError)(f"label map {path} {what}")
         results["gt_seg_map"] = labelling.labels(look.values, look.numbers)
+        results["seg_fields"].append("gt_seg_map")
 
 
 @METRICS.register_module()

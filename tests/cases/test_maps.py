@@ -337,3 +337,21 @@ def test_some_of_ade20ks_classes(pair):
     )  # in ADE20K wall is 1, building 2 and sky 3
     assert loaded(dataset)[0, :4].tolist() == [IGNORED, 1, IGNORED, 0]
     assert json.dumps(dataset.metainfo["classes"]) == '["sky", "wall"]'
+
+
+def test_the_map_moves_with_its_image(pair, opened):
+    """Bigger and mirrored: where the image is bright, the label is the tree's."""
+    pixels = np.where(LABELS == 2, 255, 0).astype(np.uint8)
+    pair(pixels=np.stack([pixels] * 3, 2), image="a.png")
+    dataset = opened()
+    dataset.pipeline.transforms += maps.TRANSFORMS.build(
+        dict(type="Compose", transforms=[
+            dict(type="Resize", scale=(16, 12), interpolation="nearest"), dict(type="RandomFlip", prob=1.0),
+            dict(type="PackSegInputs"),
+        ])
+    ).transforms  # fmt: skip
+    item = dataset[0]
+    labels = item["data_samples"].gt_sem_seg.data[0].numpy()
+    assert labels.shape == (12, 16)
+    assert np.array_equal(item["inputs"][0].numpy() == 255, labels == 1)
+    assert item["data_samples"].reduce_zero_label
