@@ -7,9 +7,8 @@ neither does the number of training processes nor of accumulated micro-batches.
 from __future__ import annotations
 
 import itertools
-import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,26 +17,50 @@ from torch.utils.data import DataLoader, Sampler
 
 from elsa.core import DataError, UnreadableData, logger, mix_seed
 
+from .decode import BECAUSE
+
 MAX_REPLACEMENTS = 50  # consecutive images that cannot be used after which the data set is given up
 Order = Callable[[int], Sequence[int] | Tensor]
 """epoch → positions in the data set, in the order of that epoch."""
 
 
 class BadImages:
-    """Names of unreadable images; more than ``limit`` of them end the run."""
+    """Unreadable images; more than ``limit`` of them, over all processes, end the run.
+
+    Attributes:
+        names: {name: reason} of those met by this process, and after ``merge`` by any.
+        untold: how many were met since the processes last told each other.
+    """
 
     def __init__(self, limit: int, option: str) -> None:
-        self.limit, self.option = limit, option
-        self.names: dict[str, bool] = {}
+        self.limit, self.option, self.untold = limit, option, 0
+        self.names: dict[str, str] = {}
 
-    def add(self, names: Sequence[str]) -> None:
-        for name in names:
+    def add(self, told: Sequence[str]) -> None:
+        """Notes what an UnreadableImage said, once of each image."""
+        for text in told:
+            name, _, reason = text.partition(BECAUSE)
             if name not in self.names:
-                self.names[name] = True
-                logger.warning("skipping %s: it cannot be read", name)
-        if len(self.names) > self.limit:
-            listed = ", ".join(list(self.names)[:5])
+                self.names[name] = reason
+                self.untold += 1
+                logger.warning("skipping %s", text)
+
+    def merge(self, everyone: Iterable[Mapping[str, str]]) -> None:
+        """Takes in the names that each process met.
+
+        Raises:
+            UnreadableData: together they are too many.
+        """
+        for names in everyone:
+            self.names = {**names, **self.names}
+        self.untold = 0
+        if self.too_many():
+            rows = sorted(self.names.items())[:5]
+            listed = ", ".join(f"{name} ({reason})" if reason else name for name, reason in rows)
             raise UnreadableData(f"{len(self.names)} images cannot be read ({self.option} is {self.limit}): {listed}")
+
+    def too_many(self) -> bool:
+        return len(self.names) > self.limit
 
 
 def divide_batch(batch: int, processes: int, accumulate: int, name: str, accumulate_name: str) -> int:
@@ -99,10 +122,10 @@ class TrainLoader:
 
     Args:
         loader: of micro-batches; where there is no ``sampler`` of a streaming data set with ``stream`` and ``seed``.
-        bad_of: the names of unreadable images that a micro-batch met.
+        bad_of: what is said of the unreadable images that a micro-batch met.
 
     Attributes:
-        images: of the whole split; steps_per_epoch: optimizer steps; bad: unreadable images met by this process.
+        images: of the whole split; steps_per_epoch: optimizer steps; bad: unreadable images.
     """
 
     def __init__(
@@ -116,39 +139,43 @@ class TrainLoader:
         bad_of: Callable[[Any], Sequence[str]] = lambda batch: batch.bad,
     ) -> None:
         self.loader, self.sampler, self.bad, self.bad_of = loader, sampler, bad, bad_of
-        self._workers: Iterator[Any] | None = None
         self.images, self.steps_per_epoch, self.accum = images, images // batch, accum
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Any]]:
         """The micro-batches of the steps of an epoch, from ``first_step`` on."""
         if self.sampler is not None:
             self.sampler.epoch, self.sampler.first_step = epoch, first_step
-            batches = self._workers = iter(self.loader)
+            batches = iter(self.loader)
         else:
             self.loader.dataset.stream.set_epoch(epoch)
             self.loader.generator.manual_seed(mix_seed(self.loader.dataset.seed, epoch))
-            endless = itertools.chain.from_iterable(itertools.repeat(self.loader))
-            batches = itertools.islice(endless, first_step * self.accum, self.steps_per_epoch * self.accum)
+            batches = itertools.islice(self._stream(), first_step * self.accum, self.steps_per_epoch * self.accum)
         while step := self._next_step(batches):
             for batch in step:
                 self.bad.add(self.bad_of(batch))
             yield step
 
-    def killed(self) -> str:
-        """Which loader process was killed, in words; empty where none was."""
-        for process in getattr(self._workers, "_workers", ()):
-            if process.exitcode is not None and process.exitcode < 0:
-                name = signal.Signals(-process.exitcode).name
-                return f"a loader process was killed ({name}): is there memory for {self.loader.num_workers} of them?"
-        return ""
+    def _stream(self) -> Iterator[Any]:
+        """The micro-batches of a stream, which begins again where it ends too early."""
+        while True:
+            count = 0
+            for batch in self.loader:
+                count += 1
+                yield batch
+            if not count:
+                raise DataError(
+                    f"the training images of this process give no batch of {self.loader.batch_size}: they cannot be "
+                    "read, or are too few for its loader processes (DATA.WORKERS)"
+                )
 
     def _next_step(self, batches: Iterator[Any]) -> list[Any]:
         try:
             return list(itertools.islice(batches, self.accum))
-        except DataError as error:  # of a loader process, told with its traceback
-            raise DataError(str(error).strip().splitlines()[-1].split("DataError: ")[-1]) from None
+        except DataError as error:
+            raise in_one_line(error) from None
 
 
-def leave_process_group(_worker: int) -> None:
-    """Ctrl-C reaches all processes of a group: without loader processes, the step under way could not be finished."""
-    os.setpgrp()
+def in_one_line(error: DataError) -> DataError:
+    """The same without the traceback with which torch tells what a loader process raised."""
+    last = str(error).strip().splitlines()[-1]
+    return DataError(re.sub(r"^[\w.]+(Error|Image|Data): ", "", last))

@@ -6,7 +6,9 @@ one would have seen, for any number of loader processes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,26 @@ from torch.utils.data import DataLoader, Dataset
 
 from elsa.core import DataError, seed_everything
 
-from ..decode import UnreadableImage
-from ..order import MAX_REPLACEMENTS, BadImages, TrainLoader, TrainSampler, leave_process_group
-from .decoding import with_our_decoder
+from ..decode import BECAUSE, STORED, TURNED, UnreadableImage, read_header
+from ..order import MAX_REPLACEMENTS, BadImages, TrainLoader, TrainSampler
+from ..workers import Loader, start, tensor_bytes
+from .decoding import check_size, with_our_decoder
+
+
+def prepare(pipeline: Callable[[Any], Any], entry: Any, path: str) -> Any:
+    """``pipeline(entry)`` for the image at ``path``.
+
+    Raises:
+        UnreadableImage: it cannot be read, or a step of the pipeline cannot take it, such as OpenCV an image of one
+            pixel by thousands.
+    """
+    try:
+        return pipeline(entry)
+    except DataError:
+        raise
+    except Exception as error:  # whatever a step stumbles over; the file is what a user can change
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UnreadableImage(f"{path}{BECAUSE}{type(error).__name__}: {reason}") from error
 
 
 @DATASETS.register_module()
@@ -59,7 +78,7 @@ class SeededDataset(Dataset):
             index = (first + attempt) % len(self)
             seed_everything(self.seed, epoch * len(self) + first, attempt)
             try:
-                item = self.dataset.prepare_data(index)
+                item = prepare(self.dataset.prepare_data, index, self.dataset.get_data_info(index)["img_path"])
             except UnreadableImage as error:
                 replaced.append(str(error))
                 continue
@@ -102,7 +121,13 @@ class Orders:
 
 
 def train_loader(
-    settings: Mapping[str, Any], plan_batch: tuple[int, int], seed: int, rank: int, world_size: int, max_bad: int
+    settings: Mapping[str, Any],
+    plan_batch: tuple[int, int],
+    seed: int,
+    rank: int,
+    world_size: int,
+    max_bad: int,
+    orientation: str = TURNED,
 ) -> TrainLoader:
     """The training loader of ``train_dataloader``.
 
@@ -111,12 +136,13 @@ def train_loader(
             ``aspect_group``: images of like orientation that go together; None: as many as a global batch.
         plan_batch: the global batch and the micro-batches that each process accumulates.
         max_bad: images that cannot be read after which the run ends.
+        orientation: of images whose annotations say nothing else: see DecodeImage.
 
     Raises:
         DataError: fewer images than a global batch, or one that is no multiple of the groups.
     """
     batch, accum = plan_batch
-    dataset = DATASETS.build({**with_our_decoder(settings["dataset"]), "seed": seed})
+    dataset = DATASETS.build({**with_our_decoder(settings["dataset"], orientation), "seed": seed})
     if len(dataset) < batch:
         raise DataError(f"{len(dataset)} training images are fewer than a batch of {batch} (global_batch)")
     grouped = "aspect_group" in settings
@@ -125,24 +151,74 @@ def train_loader(
         raise DataError(f"global_batch {batch} is no multiple of train_dataloader.aspect_group {group}")
     place = (rank, world_size, group == 1)  # groups stay together, else neighbours part, as in mmengine
     sampler = TrainSampler(Orders(dataset, seed, group), len(dataset), batch, accum, *place)
-    loader = DataLoader(dataset, batch_sampler=sampler, **_worker_options(settings))
+    micro = batch // accum // world_size
+    options = _worker_options(settings, "train_dataloader", lambda: dataset[0, 0], micro)
+    loader = Loader(dataset, batch_sampler=sampler, **options)
     return TrainLoader(loader, sampler, len(dataset), batch, accum, BadImages(max_bad, "max_bad"), replaced)
 
 
-def eval_loader(settings: Mapping[str, Any], rank: int, world_size: int) -> DataLoader:
-    """Batches of this process's share of a split, in the order that mmengine's evaluators put the shares together;
-    the last shares are filled up with the first images, which the evaluators leave out again."""
-    dataset = DATASETS.build(with_our_decoder(settings["dataset"]))
+@dataclass(frozen=True)
+class EvalBatch:
+    """Images to be evaluated together.
+
+    Attributes:
+        data: as mm's models take it; None where no image of the batch can be read.
+        places: of the images in the data set; bad: what is said of those that cannot be read.
+    """
+
+    data: Mapping[str, Any] | None
+    places: tuple[int, ...]
+    bad: tuple[str, ...]
+
+
+class EvalDataset(Dataset):
+    """(place, item, what is said of an image that cannot be read) of each image of a data set."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    @property
+    def metainfo(self) -> dict[str, Any]:
+        return self.dataset.metainfo
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, place: int) -> tuple[int, Any, str]:
+        path = self.dataset.get_data_info(place)["img_path"]
+        try:
+            return place, prepare(self.dataset.prepare_data, place, path), ""
+        except UnreadableImage as error:
+            return place, None, str(error)
+
+
+def collate(items: Sequence[tuple[int, Any, str]]) -> EvalBatch:
+    good = [(place, item) for place, item, bad in items if not bad]
+    data = pseudo_collate([item for _, item in good]) if good else None
+    return EvalBatch(data, tuple(place for place, _ in good), tuple(bad for *_, bad in items if bad))
+
+
+def eval_loader(settings: Mapping[str, Any], rank: int, world_size: int, orientation: str = TURNED) -> DataLoader:
+    """EvalBatch by EvalBatch of this process's share of a split: every ``world_size``-th image."""
+    dataset = DATASETS.build(with_our_decoder(settings["dataset"], orientation))
     if not len(dataset):
         raise DataError("the validation split has no images")
-    rounds = -(-len(dataset) // world_size)
-    share = [number % len(dataset) for number in range(rank, rounds * world_size, world_size)]
-    return DataLoader(dataset, settings.get("batch_size", 1), sampler=share, **_worker_options(settings))
+    share, images, batch = range(rank, len(dataset), world_size), EvalDataset(dataset), settings.get("batch_size", 1)
+    options = {**_worker_options(settings, "test_dataloader", lambda: images[0], batch), "collate_fn": collate}
+    return Loader(images, batch, sampler=share, **options)
 
 
-def _worker_options(settings: Mapping[str, Any]) -> dict[str, Any]:
-    workers = settings.get("num_workers", 0)
+def _worker_options(
+    settings: Mapping[str, Any], name: str, one: Callable[[], Any], batch: int
+) -> dict[str, Any]:
+    """Of a Loader; ``one`` gives an item like those of its batches."""
+    workers, item_bytes = settings.get("num_workers", 0), 0
+    if workers:
+        with suppress(Exception):  # what is wrong with that image is told where it is met
+            item_bytes = tensor_bytes(one())
     return dict(
+        batch_bytes=batch * item_bytes,
+        setting=f"{name}.num_workers",
         num_workers=workers,
         collate_fn=pseudo_collate,
         worker_init_fn=_start_worker,
@@ -153,7 +229,7 @@ def _worker_options(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # each worker has a core, not all of them
-    leave_process_group(worker)
+    start(worker)
 
 
 def replaced(batch: Mapping[str, Any]) -> list[str]:
@@ -161,11 +237,36 @@ def replaced(batch: Mapping[str, Any]) -> list[str]:
     return [name for sample in batch["data_samples"] for name in sample.get("replaced", ())]
 
 
-def check_images_exist(dataset: Any, most: int = 1000) -> None:
-    """Raises DataError where images that the annotations list are absent; looks at ``most`` spread over the set."""
+def find_key(settings: Any, key: str, otherwise: Any) -> Any:
+    """The value of a key of any step of a pipeline, the first that is set; ``otherwise`` where none has it."""
+    return next(filter(None, _values(settings, key)), otherwise)
+
+
+def _values(node: Any, key: str) -> Iterator[Any]:
+    for name, value in node.items() if isinstance(node, Mapping) else ():
+        if name == key:
+            yield value
+        yield from _values(value, key)
+    for value in node if isinstance(node, (list, tuple)) else ():
+        yield from _values(value, key)
+
+
+def check_images(dataset: Any, orientation: str, most: int = 1000) -> None:
+    """Looks at ``most`` images spread over the set.
+
+    Raises:
+        DataError: images that the annotations list are absent, or of another size, as their headers say.
+    """
     infos = [dataset.get_data_info(index) for index in range(0, len(dataset), max(1, len(dataset) // most))]
     absent = [info["img_path"] for info in infos if not Path(info["img_path"]).is_file()]
     if absent:
         raise DataError(
             f"{len(absent)} of {len(infos)} images looked at are listed but absent: {', '.join(absent[:3])}"
         )
+    for info in infos:
+        try:
+            header = read_header(info["img_path"])
+        except UnreadableImage:  # counted where it is met
+            continue
+        found = header.stored if orientation == STORED else header.size
+        check_size(info["img_path"], found, (info["width"], info["height"]), orientation)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from elsa.data.checks.coco_masks import fault_of_mask, run_lengths_of_code
+from elsa.data.coco_masks import fault_of_mask, run_lengths_of_code
 
 
 @pytest.mark.parametrize(
@@ -18,19 +18,25 @@ from elsa.data.checks.coco_masks import fault_of_mask, run_lengths_of_code
         ([[1, 1, 5, 1]], "mask degenerate"),
         ([[1, 1, 5, 1, 5]], "mask degenerate"),
         ([[1, 1, 5, 1, 5, 5, 4]], "mask degenerate"),
+        ([[1, 1, 5, 1, 5, 5], [1, 1, 5, 1]], "mask with a degenerate part"),
+        ([[1, 1, 5, True, 5, "5"]], "mask degenerate"),
+        ([[1, 1, 5, 1, 5, 13]], "mask far outside its image"),
+        ([[-7, 1, 5, 1, 5, 5]], "mask far outside its image"),
+        ([[0, 0, 2e8, 0, 2e8, 2e8, 0, 2e8]], "mask far outside its image"),
         ([[1, 1, 5, 1, 5, math.inf]], "mask degenerate"),
         ([[1, 1, 3, 3, 5, 5]], "mask without area"),
         (["text"], "mask degenerate"),
         ("text", "mask degenerate"),
         ({"size": [4, 6]}, "mask degenerate"),
         ({"size": [4, 6], "counts": [20, 4]}, None),
-        ({"size": [4, 6], "counts": [24]}, "mask empty"),
+        ({"size": [4, 6], "counts": [24]}, "mask without area"),
         ({"size": [4, 6], "counts": [20, 3]}, "mask degenerate"),
         ({"size": [4, 6], "counts": [-20, 44]}, "mask degenerate"),
         ({"size": [4, 6], "counts": 24}, "mask degenerate"),
         ({"size": [6, 4], "counts": [20, 4]}, "mask of another size"),
+        ({"size": [4.0, 6], "counts": [20, 4]}, "mask of another size"),
         ({"size": [4, 6], "counts": "d04"}, None),
-        ({"size": [4, 6], "counts": "h0"}, "mask empty"),
+        ({"size": [4, 6], "counts": "h0"}, "mask without area"),
         ({"size": [4, 6], "counts": ""}, "mask degenerate"),
         ({"size": [4, 6], "counts": "d0"}, "mask degenerate"),
         ({"size": [4, 6], "counts": "d0\xff"}, "mask degenerate"),
