@@ -1,6 +1,15 @@
 """What every package needs: errors, seeds, files that are whole or not there, logging. Imports nothing of ours."""
 
-from .errors import CheckpointError, ConfigError, DataError, TrainingError, UnreadableData, UserError, did_you_mean
+from .errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ProcessLost,
+    TrainingError,
+    UnreadableData,
+    UserError,
+    did_you_mean,
+)
 from .files import (
     check_writable,
     make_folder,
@@ -21,6 +30,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "ProcessLost",
     "Progress",
     "TrainingError",
     "UnreadableData",

@@ -26,6 +26,10 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says where it stood and what can be used. Tools exit with code 1."""
 
 
+class ProcessLost(TrainingError):
+    """Another process that this one needs, of its peers or of those that load data, has ended or does not answer."""
+
+
 class UnreadableData(DataError):
     """More images that cannot be read than are allowed."""
 

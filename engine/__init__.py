@@ -14,7 +14,7 @@ from elsa.core import (
 
 from .checkpoint import BEST, LAST, PREVIOUS
 from .config import dump, flatten, load_config, load_recipe, plain, restore_recipe, split_overrides
-from .distributed import ProcessLost, Runtime, distributed
+from .distributed import Runtime, distributed
 from .evaluate import Metrics, evaluate, mistakes_first
 from .launcher import forbid_restarts, join_slurm
 from .logbook import Logbook, peak_memory_gb, read_log
@@ -37,7 +37,6 @@ __all__ = [
     "Metrics",
     "Plan",
     "Precision",
-    "ProcessLost",
     "Recipe",
     "RunFolder",
     "Runtime",

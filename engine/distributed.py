@@ -13,16 +13,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from elsa.core import ConfigError, TrainingError, UserError
+from elsa.core import ConfigError, ProcessLost, TrainingError, UserError
 
 from .launcher import Place, read_place, starts
 
 PATIENCE = timedelta(minutes=10)  # a process that does not answer for so long is given up
 KNOCK = 7_411  # tag of messages that nobody reads
-
-
-class ProcessLost(TrainingError):
-    """Another process has ended, or does not answer; the message names it where it can be known."""
 
 
 @dataclass(frozen=True)

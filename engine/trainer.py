@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import torch
 
-from elsa.core import TrainingError, UnreadableData, logger, seed_everything
+from elsa.core import ProcessLost, TrainingError, UnreadableData, logger, seed_everything
 
 from .checkpoint import LAST, save_checkpoint
-from .distributed import ProcessLost, Runtime
+from .distributed import Runtime
 from .evaluate import Unreadable
 from .logbook import Logbook, peak_memory_gb
 from .plan import Plan
@@ -29,10 +29,6 @@ class TrainBatches(Protocol):
 
     def epoch(self, epoch: int, first_step: int) -> Iterator[Sequence[Any]]:
         """The micro-batches of each step of an epoch, from ``first_step`` on."""
-        ...
-
-    def killed(self) -> str:
-        """What killed a loader process, in words; empty where all are well."""
         ...
 
 
@@ -108,8 +104,6 @@ class Trainer:
         except TrainingError:
             raise
         except RuntimeError as error:
-            if killed := self.batches.killed():
-                raise TrainingError(f"{killed}; {self.last_good()}") from error
             try:
                 self.runtime.raise_lost(error)
             except ProcessLost as lost:

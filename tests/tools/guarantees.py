@@ -120,7 +120,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     for name in ("last.pt", "best.pt"):
         first, second = content(one / name), content(other / name)
         assert first.keys() == second.keys()
-        for entry in first.keys() - {"config"}:  # LOG.SAVE_STEPS, the data's place and others may differ
+        for entry in first.keys() - {"config", "recipe"}:  # LOG.SAVE_STEPS, the data's place and others may differ
             assert same(first[entry], second[entry]), (name, entry)
     for name in ("last.safetensors", "best.safetensors"):
         assert (other / name).exists(), name

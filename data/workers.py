@@ -1,0 +1,136 @@
+"""Loader processes, the same for all tasks in training and in evaluation.
+
+They outlive the signals that ask a training to stop, since the step under way needs them; and one that is lost, for
+want of memory most often, is named instead of waited for.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing.connection
+import multiprocessing.queues
+import os
+import pickle
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from elsa.core import DataError, ProcessLost
+
+SHARED = Path("/dev/shm")  # where loader processes put their batches
+NOT_HANDED_OVER = 75  # exit code of one that could not
+MB = 2**20
+REQUESTS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+
+
+class Loader(DataLoader):
+    """A DataLoader whose processes heed no signals but the training process's, with an end where one is lost.
+
+    Args:
+        batch_bytes: of a batch's tensors, as far as known.
+        setting: the name of ``num_workers`` for people.
+
+    Raises:
+        DataError: /dev/shm has no room for the batches that are loaded ahead.
+        ProcessLost: from iterating, where a loader process has ended.
+    """
+
+    def __init__(self, *arguments: Any, batch_bytes: int, setting: str, **options: Any) -> None:
+        super().__init__(*arguments, **{"worker_init_fn": start, **options})
+        self.setting = setting
+        ahead = self.num_workers * (self.prefetch_factor or 0)
+        if ahead and SHARED.is_dir() and (free := shutil.disk_usage(SHARED).free) < ahead * batch_bytes:
+            raise DataError(
+                f"{SHARED} has {free / MB:.3g} MB free, but {self.num_workers} loader processes load {ahead} batches of "
+                f"{batch_bytes / MB:.3g} MB ahead; {self._cure()}"
+            )
+
+    def _cure(self) -> str:
+        return f"{self.setting}=0 does without, or give it more room (docker run --shm-size=8g)"
+
+    def __iter__(self) -> Iterator[Any]:
+        with _held_back():
+            batches = super().__iter__()
+        return self._watched(batches)
+
+    def _watched(self, batches: Any) -> Iterator[Any]:
+        try:
+            yield from batches
+        except (RuntimeError, EOFError, OSError) as error:
+            processes = getattr(batches, "_workers", ())
+            multiprocessing.connection.wait([process.sentinel for process in processes], timeout=1.0)  # for one to end
+            for process in processes:
+                if process.exitcode:
+                    raise ProcessLost(self._epitaph(process.exitcode)) from error
+            raise
+
+    def _epitaph(self, code: int) -> str:
+        if code in (NOT_HANDED_OVER, -signal.SIGBUS):
+            free = shutil.disk_usage(SHARED).free / MB
+            return f"a loader process could not hand over a batch: {SHARED} has {free:.3g} MB free; {self._cure()}"
+        how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
+        return f"a loader process {how}: is there memory for {self.num_workers} of them ({self.setting})?"
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Processes that are started here are born with the requests blocked.
+
+    torch's handler of SIGCHLD, which raises wherever the training process is, is not kept: a loss is noticed where a
+    batch is waited for.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGCHLD)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if handler is not None:
+            signal.signal(signal.SIGCHLD, handler)
+
+
+def start(_worker: int) -> None:
+    """In a loader process: only its training process may end it, and what it cannot hand over ends it too."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)
+    threading.Thread(target=_heed, args=(os.getppid(),), daemon=True).start()
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_not_handed_over)
+
+
+def _heed(parent: int) -> None:
+    while signal.sigwaitinfo(REQUESTS).si_pid != parent:
+        ...
+    os._exit(0)
+
+
+def _not_handed_over(error: BaseException, _batch: object) -> None:
+    """Python would drop the batch, and the training process wait for it for ever."""
+    print(f"a loader process: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+    os._exit(NOT_HANDED_OVER)
+
+
+def tensor_bytes(item: Any) -> int:
+    """What the tensors of anything that can be pickled take, of one shared by several once each time."""
+    counter = _Counter(io.BytesIO())
+    counter.dump(item)
+    return counter.bytes
+
+
+class _Counter(pickle.Pickler):
+    bytes = 0
+
+    def reducer_override(self, thing: Any) -> Any:
+        if not isinstance(thing, Tensor):
+            return NotImplemented
+        self.bytes += thing.numel() * thing.element_size()
+        return int, ()
