@@ -9,15 +9,17 @@ from .decode import UnreadableImage, decode, decode_labels, read_header
 from .embedded.digits import write_digits
 from .embedded.scene_sets import DIGITS_ADE_CLASSES, write_digits_ade, write_digits_coco
 from .embedded.scenes import SCENE_CLASSES
+from .images.classes import natural
 from .images.loaders import Batch, EvalLoader, eval_loader, train_loader
 from .images.mix import build_mix, build_mix_token
 from .images.sources import Source, open_splits
-from .images.token_labels import LabelMaps, TokenLabels, label_path, token_targets, write_label_map
+from .images.token_labels import ABOUT_LABELS, LabelMaps, TokenLabels, label_path, token_targets, write_label_map
 from .images.transforms import View, eval_transform, train_transform, whole_image_transform
 from .listing import image_files, left_out
 from .order import BadImages, TrainLoader, divide_batch
 
 __all__ = [
+    "ABOUT_LABELS",
     "DIGITS_ADE_CLASSES",
     "SCENE_CLASSES",
     "BadImages",
@@ -40,6 +42,7 @@ __all__ = [
     "image_files",
     "label_path",
     "left_out",
+    "natural",
     "open_splits",
     "read_header",
     "token_targets",

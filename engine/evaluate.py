@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from elsa.core import DataError, UnreadableData
 
 from .distributed import Runtime
 from .precision import Precision
@@ -22,19 +24,36 @@ class Metrics:
         top1, top5: per cent of the counted images (top5: of as many classes as there are, if fewer).
         loss: mean cross entropy, without smoothing.
         count: images counted; unreadable ones are not.
-        bad: names of the unreadable ones that this process met.
-        predictions: on request ``(index, target, predicted, confidence)`` of this process's images.
+        bad: {name: reason} of the unreadable ones.
+        predictions: on request ``(index, target, predicted, confidence)`` of each image.
     """
 
     top1: float
     top5: float
     loss: float
     count: int
-    bad: tuple[str, ...] = ()
+    bad: Mapping[str, str] = field(default_factory=dict)
     predictions: list[tuple[int, int, int, float]] = field(default_factory=list, repr=False)
 
     def as_dict(self) -> dict[str, float]:
         return {"top1": self.top1, "top5": self.top5, "loss": self.loss}
+
+
+class Unreadable(Protocol):
+    """What is told of unreadable images, by name; ``untold``: how many since the processes told each other."""
+
+    names: Mapping[str, str]
+    untold: int
+
+    def add(self, told: Sequence[str]) -> None:
+        """Notes what was said of images."""
+        ...
+
+    def too_many(self) -> bool: ...
+
+    def merge(self, everyone: Iterable[Mapping[str, str]]) -> None:
+        """Takes in what the processes met; raises UnreadableData where it is too much."""
+        ...
 
 
 @torch.no_grad()
@@ -44,23 +63,29 @@ def evaluate(
     expected: int,
     runtime: Runtime,
     precision: Precision,
+    unreadable: Unreadable,
     keep_predictions: bool = False,
 ) -> Metrics:
-    """Evaluates ``model`` on batches with ``images, targets, indices, bad``.
+    """Evaluates ``model`` on batches with ``images, targets, indices, bad``; all processes get the same.
 
     Args:
         expected: images in the whole data set; counted and unreadable ones over all processes must add up to it.
+        unreadable: takes in the batches' unreadable images.
 
     Raises:
-        RuntimeError: they do not.
+        UnreadableData: too many images cannot be read, or none can.
+        DataError: the images do not add up.
     """
     was_training = model.training
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=runtime.device)
-    count, bad = 0, []
+    count, skipped = 0, 0
     predictions: list[tuple[int, int, int, float]] = []
     for batch in batches:
-        bad.extend(batch.bad)
+        unreadable.add(batch.bad)
+        skipped += len(batch.bad)
+        if unreadable.too_many():
+            break
         if not len(batch.targets):
             continue
         images = batch.images.to(runtime.device, non_blocking=True)
@@ -79,12 +104,14 @@ def evaluate(
             predictions.extend(zip(*rows, strict=True))
     model.train(was_training)
 
-    top1, top5, loss, total, skipped = runtime.sum([*sums.tolist(), count, len(bad)])
-    if total + skipped != expected:
-        raise RuntimeError(f"evaluated {total:.0f} images and skipped {skipped:.0f}, but the data set has {expected}")
+    unreadable.merge(runtime.gather(unreadable.names))
+    top1, top5, loss, total, left_out = runtime.sum([*sums.tolist(), count, skipped])
+    if total + left_out != expected:
+        raise DataError(f"evaluated {total:.0f} images and skipped {left_out:.0f}, but the data set has {expected}")
     if not total:
-        raise RuntimeError("no image could be evaluated")
-    return Metrics(100 * top1 / total, 100 * top5 / total, loss / total, int(total), tuple(bad), predictions)
+        raise UnreadableData(f"no image could be evaluated: all {left_out:.0f} are unreadable")
+    everyone = [row for rows in runtime.gather(predictions) for row in rows] if keep_predictions else []
+    return Metrics(100 * top1 / total, 100 * top5 / total, loss / total, int(total), unreadable.names, everyone)
 
 
 def mistakes_first(predictions: Sequence[tuple[int, int, int, float]]) -> list[tuple[int, int, int, float]]:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from elsa.core import DataError
 
-from ..images.sources import FolderImages, check_root, find_split, open_tar
-from ..listing import folders_in, left_out
+from ..images.folders import FolderImages, TarImages, check_root, find_split
+from ..listing import folders_in
 from .report import SPLITS, Look, Progress, Report, look_at, silent, survey
 
 WORDNET = re.compile(r"n\d{8}")
@@ -85,10 +85,7 @@ def _check_folder(
     for name in classes:
         if not per_class[name]:
             report.add("class without images", path / name)
-    used = [Path(name) for name, _ in images.samples]
-    others = sum(sum(left_out(path / name, used).values()) for name in classes)
-    if others:
-        report.notes.append(f"{split}: {others} files in class folders are no images by their names")
+    report.notes += images.notes()
     names = [name for name, _ in images.samples]
     for name, look in survey(partial(look_at, decode=not fast), names, workers, progress, f"{split} images"):
         if look.error:
@@ -101,19 +98,17 @@ def _check_tar(
 ) -> tuple[set[str], int]:
     """Class names and number of images; tar files inside the tar file are classes."""
     try:
-        source = open_tar(path)
+        images = TarImages(path)
     except DataError as error:
         report.add("tar file unreadable", path, str(error))
         return _count(report, split, [], 0)
-    places = [
-        (member.offset_data + (0 if inside is None else inside.offset_data), member.size)
-        for member, _, inside in source.items.samples
-    ]
+    places = [(member.offset, member.size) for member in images.members]
     look_inside = partial(_look_into_tar, str(path), not fast)
-    for index, (_, look) in enumerate(survey(look_inside, places, workers, progress, f"{split} images")):
+    looks = survey(look_inside, places, workers, progress, f"{split} images")
+    for member, (_, look) in zip(images.members, looks, strict=True):
         if look.error:
-            report.add("image unreadable", f"{path}: {source.name(index)}", look.error)
-    return _count(report, split, source.classes, len(source))
+            report.add("image unreadable", f"{path}/{member.name}", look.error)
+    return _count(report, split, images.labels, len(images))
 
 
 def _look_into_tar(path: str, decode: bool, place: tuple[int, int]) -> Look:

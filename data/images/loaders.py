@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,16 +16,18 @@ from yacs.config import CfgNode
 from elsa.core import DataError, logger, mix_seed, seed_everything
 
 from ..decode import UnreadableImage, decode
-from ..order import MAX_REPLACEMENTS, BadImages, TrainLoader, TrainSampler, divide_batch, leave_process_group
-from .sources import Source, image_mode
+from ..order import MAX_REPLACEMENTS, BadImages, TrainLoader, TrainSampler, divide_batch
+from ..workers import Loader
+from .readers import check_shares
+from .sources import Source, check_label, image_mode
 from .token_labels import LabelMaps, TokenLabels
 from .transforms import eval_transform, train_transform
 
 
 @dataclass
 class Batch:
-    """Images (B, C, H, W), class indices (B,), positions in the data set (B,), names of unreadable images met, and
-    token labels where there are label maps."""
+    """Images (B, C, H, W), class indices (B,), positions in the data set (B,), what is said of unreadable images
+    met, and token labels where there are label maps."""
 
     images: Tensor
     targets: Tensor
@@ -59,8 +62,8 @@ class TrainImages(Dataset):
             position = (index + attempt) % len(self.source)
             try:
                 image, target = self.source.load(position)
-            except UnreadableImage:
-                bad.append(self.source.name(position))
+            except UnreadableImage as error:
+                bad.append(str(error))
             else:
                 if self.labels is None:
                     return self.transform(image), target, position, tuple(bad)
@@ -70,7 +73,7 @@ class TrainImages(Dataset):
 
 
 class EvalImages(Dataset):
-    """Images by index; an unreadable one gives its name instead."""
+    """Images by index; an unreadable one gives what is said of it instead."""
 
     def __init__(self, source: Source, transform: Callable) -> None:
         self.source, self.transform = source, transform
@@ -81,8 +84,8 @@ class EvalImages(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor | None, int, int, tuple[str, ...]]:
         try:
             image, target = self.source.load(index)
-        except UnreadableImage:
-            return None, -1, index, (self.source.name(index),)
+        except UnreadableImage as error:
+            return None, -1, index, (str(error),)
         return self.transform(image), target, index, ()
 
 
@@ -93,22 +96,32 @@ class Streamed(IterableDataset):
     out, by timm's readers or here.
 
     Args:
-        mode: "RGB" or "L".
+        alone: whether this process reads the whole split.
     """
 
-    def __init__(self, stream: IterableDataset, transform: Callable, mode: str, seed: int, alone: bool = False) -> None:
-        self.stream, self.transform, self.mode, self.seed = stream, transform, mode, seed
-        if alone:  # this process reads the whole split, instead of a share that may miss or repeat images
+    def __init__(self, config: CfgNode, stream: IterableDataset, transform: Callable, alone: bool = False) -> None:
+        self.stream, self.transform = stream, transform
+        self.mode, self.seed, self.classes = image_mode(config), config.TRAIN.SEED, config.MODEL.NUM_CLASSES
+        self.name = f"DATA.DATASET {config.DATA.DATASET}"
+        if alone:  # instead of a share that may miss or repeat images
             stream.reader.dist_rank, stream.reader.dist_num_replicas = 0, 1
 
     def __iter__(self) -> Iterator[tuple[Tensor, int, int, tuple[str, ...]]]:
-        for image, target in self.stream:
+        for image, target in self._samples():
+            check_label(target, self.classes, f"an image of {self.name}")
             try:
                 pixels = decode(image, self.mode)
             except UnreadableImage as error:
                 logger.warning("skipping %s", error)
             else:
                 yield self.transform(pixels), int(target), -1, ()
+
+    def _samples(self) -> Iterator[tuple[Any, Any]]:
+        try:
+            yield from self.stream
+        except Exception as error:  # readers raise whatever the packages below them do
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise DataError(f"{self.name} cannot be read on: {reason}") from error
 
 
 def count_images(source: Source | IterableDataset) -> int:
@@ -117,7 +130,7 @@ def count_images(source: Source | IterableDataset) -> int:
 
 
 def collate(samples: list[tuple]) -> Batch:
-    """(image or None, class, position, bad names) each, and token labels where there are label maps."""
+    """(image or None, class, position, what is said of bad ones) each, and token labels where there are label maps."""
     readable = [row for row in samples if row[0] is not None]
     images = torch.stack([row[0] for row in readable]) if readable else torch.empty(0)
     targets, indices = (torch.tensor([row[column] for row in readable], dtype=torch.long) for column in (1, 2))
@@ -132,6 +145,7 @@ class EvalLoader:
 
     Attributes:
         total: images of the whole split.
+        bad: for whoever evaluates to note unreadable images.
     """
 
     def __init__(self, loader: DataLoader | tuple[()], total: int, bad: BadImages) -> None:
@@ -143,14 +157,12 @@ class EvalLoader:
     def __iter__(self) -> Iterator[Batch]:
         seen = 0
         for batch in self.loader:
-            self.bad.add(batch.bad)
             seen += len(batch.targets)
             yield batch
         if isinstance(getattr(self.loader, "dataset", None), Streamed) and seen < self.total:
             left_out = tuple(
                 f"image {number} of those the stream left out" for number in range(1, self.total - seen + 1)
             )
-            self.bad.add(left_out)
             yield collate([(None, -1, -1, left_out)])
 
     def with_progress(self) -> Iterator[Batch]:
@@ -173,20 +185,21 @@ def train_loader(config: CfgNode, source: Source | IterableDataset, rank: int, w
     labels = open_label_maps(config, source)
     transform = train_transform(config, tracked=labels is not None)
     bad = BadImages(data.MAX_BAD, "DATA.MAX_BAD")
-    common = _worker_options(config)
+    common = _worker_options(config, micro)
     if isinstance(source, IterableDataset):
         # Fresh loader processes each epoch, at least one, so that the order depends on seed and epoch alone.
         common |= dict(num_workers=max(1, data.WORKERS), persistent_workers=False, generator=torch.Generator())
         source.set_loader_cfg(num_workers=common["num_workers"])
-        streamed = Streamed(source, transform, image_mode(config), config.TRAIN.SEED)
-        loader = DataLoader(streamed, batch_size=micro, drop_last=True, **common)
+        check_shares(source, common["num_workers"], world_size)
+        streamed = Streamed(config, source, transform)
+        loader = Loader(streamed, batch_size=micro, drop_last=True, **common)
         return TrainLoader(loader, None, images, data.BATCH, accum, bad)
 
     def order(epoch: int) -> Tensor:
         return torch.randperm(len(source), generator=torch.Generator().manual_seed(mix_seed(config.TRAIN.SEED, epoch)))
 
     sampler = TrainSampler(order, len(source), data.BATCH, accum, rank, world_size)
-    loader = DataLoader(TrainImages(source, transform, config.TRAIN.SEED, labels), batch_sampler=sampler, **common)
+    loader = Loader(TrainImages(source, transform, config.TRAIN.SEED, labels), batch_sampler=sampler, **common)
     return TrainLoader(loader, sampler, images, data.BATCH, accum, bad)
 
 
@@ -203,21 +216,22 @@ def eval_loader(config: CfgNode, source: Source | IterableDataset, rank: int, wo
     """The evaluation loader as DATA and EVAL say: no padding, each image once."""
     transform = eval_transform(config)
     bad = BadImages(config.DATA.MAX_BAD, "DATA.MAX_BAD")
-    common = dict(batch_size=config.DATA.EVAL_BATCH, **_worker_options(config))
+    common = dict(batch_size=config.DATA.EVAL_BATCH, **_worker_options(config, min(config.DATA.EVAL_BATCH, count_images(source))))
     if isinstance(source, IterableDataset):
-        streamed = Streamed(source, transform, image_mode(config), config.TRAIN.SEED, alone=True)
+        streamed = Streamed(config, source, transform, alone=True)
         source.set_loader_cfg(num_workers=config.DATA.WORKERS)
-        return EvalLoader(DataLoader(streamed, **common) if rank == 0 else (), count_images(source), bad)
+        return EvalLoader(Loader(streamed, **common) if rank == 0 else (), count_images(source), bad)
     share = range(rank, len(source), world_size)
-    return EvalLoader(DataLoader(EvalImages(source, transform), sampler=share, **common), len(source), bad)
+    return EvalLoader(Loader(EvalImages(source, transform), sampler=share, **common), len(source), bad)
 
 
-def _worker_options(config: CfgNode) -> dict:
+def _worker_options(config: CfgNode, batch: int) -> dict:
     workers = config.DATA.WORKERS
     return dict(
         num_workers=workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=leave_process_group,
+        batch_bytes=4 * batch * config.MODEL.IN_CHANS * config.DATA.IMG_SIZE**2,
+        setting="DATA.WORKERS",
         persistent_workers=workers > 0,
     )

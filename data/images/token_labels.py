@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from collections import Counter
@@ -20,6 +21,7 @@ from .sources import Source
 from .transforms import View
 
 SUFFIX = ".pt"
+ABOUT_LABELS = "labels.json"  # what label maps of our own come from
 
 
 @dataclass
@@ -51,13 +53,14 @@ class LabelMaps:
     does not name has score 0. All maps have the shape of the first one.
 
     Raises:
-        DataError: no such folder, images without a map, or images that would share one.
+        DataError: no such folder, maps of other classes, images without a map, or images that would share one.
     """
 
     def __init__(self, folder: str | Path, source: Source, num_classes: int) -> None:
         self.folder, self.source, self.num_classes = Path(folder), source, num_classes
         if not self.folder.is_dir():
             raise DataError(f"TOKENS.LABELS {folder} does not exist; tools/make_token_labels.py writes it")
+        self._check_classes()
         names = [label_path(source, index) for index in range(len(source))]
         if shared := [name for name, count in Counter(names).items() if count > 1]:
             raise DataError(f"{len(shared)} label maps would belong to several images: {', '.join(shared[:5])}")
@@ -74,6 +77,22 @@ class LabelMaps:
         if len(self.shape) != 4 or self.shape[0] != 2 or 0 in self.shape:
             raise DataError(
                 f"{self.folder / names[0]} has shape {self.shape}; a label map is (2, classes, rows, columns)"
+            )
+
+    def _check_classes(self) -> None:
+        """Maps of our own name the classes that their numbers mean; published ones do not."""
+        path = self.folder / ABOUT_LABELS
+        try:
+            named = json.loads(path.read_text(encoding="utf-8")).get("classes") if path.exists() else None
+        except (OSError, ValueError, AttributeError) as error:
+            raise DataError(f"{path} cannot be read: {error}") from error
+        own = self.source.classes
+        if isinstance(named, list) and own and named != own:
+            odd = [f"{a} there, {b} in the data" for a, b in zip(named, own, strict=False) if a != b]
+            listed = f"{'; '.join(odd[:3])}; " if odd else ""
+            raise DataError(
+                f"TOKENS.LABELS {self.folder} has maps of other classes: {listed}{len(named)} there ({named!s:.200}), "
+                f"{len(own)} in the data ({own!s:.200})"
             )
 
     def load(self, index: int) -> Tensor:

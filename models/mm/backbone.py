@@ -24,12 +24,13 @@ class Pretrained:
     """A network of maps that starts from a checkpoint when mmengine initialises the model, once per training."""
 
     pretrained: str | None = None
+    trust: bool = False  # whether that file may run pickled code
     load_report: LoadReport | None = None
 
     def init_weights(self) -> None:
         """Called by mmengine before a training; evaluation needs no pretrained file."""
         if self.pretrained:
-            self.load_report = load_backbone(self, self.pretrained)
+            self.load_report = load_backbone(self, self.pretrained, self.trust)
 
 
 class SwinBackbone(Pretrained, ELSASwinMaps):

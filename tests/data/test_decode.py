@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from elsa.data import DataError, UnreadableImage, decode, decode_labels
-from elsa.data.images.sources import FolderImages, Source
+from elsa.data.images.folders import FolderImages
+from elsa.data.images.sources import Source
 from elsa.data.mm.decoding import DecodeImage, with_our_decoder
 
 

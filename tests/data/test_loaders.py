@@ -241,9 +241,10 @@ def test_too_many_unreadable_training_images_are_an_error_that_names_them(folder
     config = make_config(folder, "DATA.MAX_BAD=1", f"DATA.WORKERS={workers}")
     (source,) = open_splits(config, "train")
     loader = train_loader(config, source, 0, 1)
+    for epoch in range(5):
+        list(loader.epoch(epoch))
     with pytest.raises(DataError) as caught:
-        for epoch in range(5):
-            list(loader.epoch(epoch))
+        loader.bad.merge([{}, loader.bad.names])
     for word in ("2 images", "DATA.MAX_BAD is 1", str(folder / "train/a/003.png"), str(folder / "train/b/002.png")):
         assert word in str(caught.value)
 
@@ -269,7 +270,10 @@ def test_unreadable_evaluation_images_are_skipped_and_counted(folder, make_confi
             assert not len(part.targets) or part.images.shape == (len(part.targets), 3, 8, 8)
             seen.extend(part.indices.tolist())
             bad.extend(part.bad)
-    assert sorted(bad) == [str(folder / "val/a/000.png"), str(folder / "val/b/001.png")]
+    assert [text.partition(" cannot be read: ")[0] for text in sorted(bad)] == [
+        str(folder / "val/a/000.png"),
+        str(folder / "val/b/001.png"),
+    ]
     assert len(seen) == len(set(seen)) == 9
 
 
@@ -279,15 +283,23 @@ def test_the_same_unreadable_image_counts_once_over_the_evaluations(folder, make
     (source,) = open_splits(config, "val")
     loader = eval_loader(config, source, 0, 1)
     for _ in range(3):
-        assert sum(len(batch.bad) for batch in loader) == 1
+        for batch in loader:
+            loader.bad.add(batch.bad)
+    assert list(loader.bad.names) == [str(folder / "val/a/000.png")]
 
 
-def test_too_many_unreadable_evaluation_images_are_an_error_that_names_them(folder, make_config):
-    damage(folder, "val/a/000.png", "val/b/001.png")
+def test_the_limit_counts_the_images_of_all_processes(folder, make_config):
+    damage(folder, "val/a/000.png", "val/a/001.png")
     config = make_config(folder, "DATA.MAX_BAD=1")
-    (source,) = open_splits(config, "val")
-    with pytest.raises(DataError, match=r"2 images cannot be read.*a/000\.png, .*b/001\.png"):
-        list(eval_loader(config, source, 0, 1))
+    loaders = [eval_loader(config, open_splits(config, "val")[0], rank, 2) for rank in range(2)]
+    for loader in loaders:
+        for batch in loader:
+            loader.bad.add(batch.bad)
+        assert not loader.bad.too_many()
+    everyone = [loader.bad.names for loader in loaders]
+    for loader in loaders:
+        with pytest.raises(DataError, match=r"2 images cannot be read.*a/000\.png \(.*\), .*a/001\.png \(.*\)"):
+            loader.bad.merge(everyone)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")

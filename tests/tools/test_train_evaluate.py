@@ -209,7 +209,7 @@ def test_unreadable_images_are_skipped_counted_and_bounded(config, tool, tmp_pat
     options = ["--set", f"DATA.ROOT={broken}", "TRAIN.EPOCHS=2"]
     outcome = tool("train", config, "--output", tmp_path / "run", *options)
     assert outcome.code == 0, outcome.err
-    assert "val/class1/3.png: it cannot be read" in outcome.err
+    assert "val/class1/3.png cannot be read: " in outcome.err
     assert tool("evaluate", config, tmp_path / "run/last.pt", "--output", tmp_path / "eval", *options).code == 0
     results = json.loads((tmp_path / "eval/results.json").read_text())
     assert results["count"] == 19
@@ -226,8 +226,12 @@ def test_images_of_ones_own_are_classified(trained, config, tool, tmp_path, imag
     (folder / "broken.png").write_bytes(b"no image")
     outcome = tool("predict", config, trained / "last.pt", folder, "--output", tmp_path / "out", "--top", 2)
     assert outcome.code == 0, outcome.err
-    assert "broken.png: it cannot be read" in outcome.err
-    rows = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert "broken.png cannot be read: " in outcome.err
+    every = json.loads((tmp_path / "out/predictions.json").read_text())
+    rows = [row for row in every if "top" in row]
+    (broken,) = [row for row in every if "top" not in row]
+    assert broken["image"] == str(folder / "broken.png")
+    assert broken["error"]
     hits = sum(row["top"][0]["class"] in row["image"] for row in rows)
     last = json.loads((trained / "summary.json").read_text())["last"]
     assert 100 * hits / len(rows) == last["top1"]

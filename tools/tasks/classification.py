@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from elsa.core import ConfigError, check_writable, logger, make_folder, sha256, write_json
+from elsa.core import ConfigError, DataError, check_writable, logger, make_folder, sha256, write_json
 from elsa.data import (
     Batch,
     Source,
@@ -52,9 +52,9 @@ from elsa.engine import (
 )
 from elsa.models import LoadReport, load_pretrained, read_checkpoint
 
-from .checkpoints import check_classes, class_names
+from .checkpoints import check_belongs, class_names, in_short
 from .command import find_images
-from .networks import build_model, token_grid
+from .networks import build_model, start_from_pretrained, token_grid
 from .pictures import class_text, draw_grid, draw_predictions, told
 from .training import Training, environment, parameters, train
 
@@ -97,7 +97,7 @@ def open_data(config: CfgNode, runtime: Runtime, *splits: str) -> list[Source | 
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
-def build_training(recipe: Recipe, runtime: Runtime, fresh: bool) -> Training:
+def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, trust: bool) -> Training:
     """The parts of a training as the recipe says."""
     config, data, optim = recipe.config, recipe.config.DATA, recipe.config.TRAIN
     precision = choose_precision(config, runtime.device)
@@ -105,7 +105,13 @@ def build_training(recipe: Recipe, runtime: Runtime, fresh: bool) -> Training:
     train_source, val_source = open_data(config, runtime, "train", "val")
     batches = train_loader(config, train_source, runtime.rank, runtime.world_size)
     held_out = eval_loader(config, val_source, runtime.rank, runtime.world_size)
-    model = build_model(config, pretrained=fresh).to(runtime.device)
+    model = build_model(config)
+    if fresh:
+        start_from_pretrained(model, config, train_source, trust)
+    if getattr(train_source, "order_is_open", False):
+        listed = in_short(train_source.classes, 5)
+        logger.info("class folders are sorted as text, %s; DATA.CLASSES=natural sorts them by their numbers", listed)
+    model.to(runtime.device)
     optimizer = build_optimizer(model, config)
     schedule, epochs = build_schedule(optimizer, config, batches.steps_per_epoch)
     plan = Plan(
@@ -135,7 +141,9 @@ def build_training(recipe: Recipe, runtime: Runtime, fresh: bool) -> Training:
         batches=batches,
         plan=plan,
         make_step=lambda wrapped, state: build_step(config, wrapped, state, precision, micro),
-        evaluate=lambda counted: _as_evaluation(evaluate(counted, held_out, held_out.total, runtime, precision)),
+        evaluate=lambda counted: _as_evaluation(
+            evaluate(counted, held_out, held_out.total, runtime, precision, held_out.bad)
+        ),
         metric="top1",
         curves=("top1", "top5"),
         classes=getattr(train_source, "classes", []),
@@ -188,21 +196,20 @@ def evaluate_checkpoint(recipe: Recipe, args: argparse.Namespace, runtime: Runti
     config = recipe.config
     check_writable(args.output)
     precision = choose_precision(config, runtime.device)
-    model = build_model(config, pretrained=False)
+    model = build_model(config)
     content = read_checkpoint(args.checkpoint, args.trust_checkpoint)
     report = load_pretrained(model, content, weights=config.EVAL.WEIGHTS)
     logger.info("%s: %s", args.checkpoint, report)
     (source,) = open_data(config, runtime, "val")
-    check_classes(args.checkpoint, content, getattr(source, "classes", []))
+    check_belongs(args.checkpoint, content, source)
     if args.pictures and isinstance(source, IterableDataset):
         raise ConfigError(f"--pictures needs random access, which DATA.DATASET {config.DATA.DATASET} has not")
     loader = eval_loader(config, source, runtime.rank, runtime.world_size)
 
     began = time.perf_counter()
     progress = loader.with_progress() if runtime.is_main else loader
-    metrics = evaluate(
-        model.to(runtime.device), progress, loader.total, runtime, precision, keep_predictions=args.pictures > 0
-    )
+    model.to(runtime.device)
+    metrics = evaluate(model, progress, loader.total, runtime, precision, loader.bad, args.pictures > 0)
     seconds = time.perf_counter() - began
     if not runtime.is_main:
         return
@@ -265,7 +272,11 @@ def tell(config: CfgNode, args: argparse.Namespace, metrics: Metrics, seconds: f
 
 
 def classify_images(config: CfgNode, args: argparse.Namespace, runtime: Runtime) -> None:
-    """The classes of each image, as JSON and as a picture."""
+    """The classes of each image, as JSON and as a picture; of one that cannot be read the JSON has the reason.
+
+    Raises:
+        DataError: not one can be read.
+    """
     classes = config.MODEL.NUM_CLASSES
     top = min(5, classes) if args.top is None else args.top
     if not 1 <= top <= classes:
@@ -273,24 +284,28 @@ def classify_images(config: CfgNode, args: argparse.Namespace, runtime: Runtime)
     check_writable(args.output)
     paths = find_images(args.images)
     content = read_checkpoint(args.checkpoint, args.trust_checkpoint)
-    model = build_model(config, pretrained=False)
+    model = build_model(config)
     logger.info("%s: %s", args.checkpoint, load_pretrained(model, content, weights=config.EVAL.WEIGHTS))
     names = class_names(content) or [str(number) for number in range(classes)]
     if len(names) != classes:
         raise ConfigError(f"{args.checkpoint} names {len(names)} classes, but MODEL.NUM_CLASSES is {classes}")
-    rows = list(classify(model.to(runtime.device).eval(), config, paths, runtime.device, top))
+    told_of = dict(classify(model.to(runtime.device).eval(), config, paths, runtime.device, top))
+    rows = [(path, found) for path, found in told_of.items() if not isinstance(found, str)]
+    if not rows:
+        raise DataError(f"none of the {len(paths)} images of {args.images} can be read: {next(iter(told_of.values()))}")
     results = [
-        {"image": str(path), "top": [{"class": names[index], "confidence": share} for index, share in top]}
-        for path, top in rows
+        {"image": str(path), "error": found}
+        if isinstance(found, str)
+        else {"image": str(path), "top": [{"class": names[index], "confidence": share} for index, share in found]}
+        for path, found in sorted(told_of.items(), key=lambda row: paths.index(row[0]))
     ]
     make_folder(args.output)
     write_json(args.output / "predictions.json", results)
     drawn = rows[:MOST_DRAWN]
     cells = ((decode(path), class_text(names[top[0][0]], top[0][1]), "black") for path, top in drawn)
     draw_grid(cells, args.output / "predictions.png", f"{config.MODEL.NAME}: {args.checkpoint.name}", len(rows))
-    for result in results[:10]:
-        listed = ", ".join(f"{entry['class']} {entry['confidence']:.1%}" for entry in result["top"])
-        logger.info("%s: %s", result["image"], listed)
+    for path, found in rows[:10]:
+        logger.info("%s: %s", path, ", ".join(f"{names[index]} {share:.1%}" for index, share in found))
     logger.info("%d of %d images classified: predictions.json and predictions.png%s in %s",
                 len(rows), len(paths), told(len(drawn), len(rows)), args.output)  # fmt: skip
 
@@ -298,8 +313,8 @@ def classify_images(config: CfgNode, args: argparse.Namespace, runtime: Runtime)
 @torch.inference_mode()
 def classify(
     model: nn.Module, config: CfgNode, paths: list[Path], device: torch.device, top: int
-) -> Iterator[tuple[Path, list[tuple[int, float]]]]:
-    """(path, [(class index, confidence), …]) of each readable image; the others are named and left out."""
+) -> Iterator[tuple[Path, list[tuple[int, float]] | str]]:
+    """(path, [(class index, confidence), …]) of each image, or why it cannot be read."""
     transform, precision = eval_transform(config), choose_precision(config, device)
     mode = "RGB" if config.MODEL.IN_CHANS == 3 else "L"
     remaining = iter(tqdm(paths, desc="classifying", unit="image", disable=None, leave=False))
@@ -311,6 +326,7 @@ def classify(
                 readable.append(path)
             except UnreadableImage as error:
                 logger.warning("skipping %s", error)
+                yield path, error.reason
         if not images:
             continue
         with precision.autocast():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -12,8 +13,13 @@ from torch import nn
 from yacs.config import CfgNode
 
 from elsa.core import ConfigError, did_you_mean, logger, seed_everything
-from elsa.models import ELSAVOLO, VARIANTS, ELSASwin, load_pretrained
+from elsa.core.archive import checkpoint_file
+from elsa.models import ELSAVOLO, VARIANTS, ELSASwin, load_pretrained, read_checkpoint
 from elsa.models.swin import SwinStages
+
+from .checkpoints import check_belongs
+
+OF_DROPOUT = {"drop_path_rate": "DROP_PATH", "drop_rate": "DROP"}
 
 
 def create_network(config: CfgNode) -> nn.Module:
@@ -28,30 +34,28 @@ def create_network(config: CfgNode) -> nn.Module:
         raise ConfigError(f"MODEL.NAME {model.NAME!r} is no model{hint}")
     if dropped := [name for name, value in model.KWARGS.items() if value is None]:
         raise ConfigError(f"MODEL.KWARGS: timm leaves out arguments that are null: {', '.join(dropped)}")
-    common: dict[str, Any] = dict(
-        num_classes=model.NUM_CLASSES, in_chans=model.IN_CHANS, drop_path_rate=model.DROP_PATH, drop_rate=model.DROP
-    )
-    seed_everything(config.TRAIN.SEED, "model")
     size = config.DATA.IMG_SIZE
-    try:
+    optional = {"img_size": size, "drop_path_rate": model.DROP_PATH, "drop_rate": model.DROP}
+    fixed = {"num_classes": model.NUM_CLASSES, "in_chans": model.IN_CHANS, **model.KWARGS}
+    while True:
+        seed_everything(config.TRAIN.SEED, "model")
         try:
-            return timm.create_model(model.NAME, img_size=size, **common, **model.KWARGS)
+            return timm.create_model(model.NAME, **{**optional, **fixed})
         except TypeError as error:
-            if "'img_size'" not in str(error):
-                raise
-            return timm.create_model(model.NAME, **common, **model.KWARGS)
-    except TypeError as error:
-        raise ConfigError(f"{model.NAME}: {error}{_nearest_argument(str(error))}") from error
-    except (ValueError, RuntimeError, AssertionError) as error:
-        raise ConfigError(f"{model.NAME} with IMG_SIZE {size} and {dict(model.KWARGS)}: {error}") from error
+            lacking = _unexpected(error)
+            if lacking not in optional or lacking in fixed:
+                raise ConfigError(f"{model.NAME}: {error}{_nearest_argument(lacking)}") from error
+            if lacking in OF_DROPOUT and optional[lacking]:
+                key = OF_DROPOUT[lacking]
+                raise ConfigError(f"MODEL.NAME {model.NAME} has no {lacking}: MODEL.{key} must be 0") from error
+            del optional[lacking]
+        except Exception as error:  # models raise whatever their arguments make them stumble over
+            told = f"{type(error).__name__}: {_first_line(error)}"
+            raise ConfigError(f"{model.NAME} with IMG_SIZE {size} and {dict(model.KWARGS)}: {told}") from error
 
 
-def build_model(config: CfgNode, pretrained: bool) -> nn.Module:
+def build_model(config: CfgNode) -> nn.Module:
     """``create_network``, checked to take DATA.IMG_SIZE.
-
-    Args:
-        pretrained: whether to start from MODEL.PRETRAINED; not where a checkpoint replaces the weights anyway, so that
-            a run can be resumed or evaluated without the file that it started from.
 
     Raises:
         ConfigError: a name, an argument or an image size that it cannot be built with.
@@ -60,20 +64,52 @@ def build_model(config: CfgNode, pretrained: bool) -> nn.Module:
     try:
         with torch.inference_mode():
             out = network.eval()(torch.zeros(1, model.IN_CHANS, size, size))
-    except (ValueError, RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"{model.NAME} cannot take images of DATA.IMG_SIZE {size}: {reason}") from error
+    except Exception as error:  # see create_network
+        told = _first_line(error)
+        raise ConfigError(f"{model.NAME} cannot take images of DATA.IMG_SIZE {size}: {told}") from error
     shape = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
     if shape != (1, model.NUM_CLASSES):
         raise ConfigError(
             f"{model.NAME} with {dict(model.KWARGS)} gives {shape} for an image, no {model.NUM_CLASSES} logits"
         )
     if model.GRAD_CHECKPOINTING:
-        network.set_grad_checkpointing()
-    if pretrained and model.PRETRAINED:
-        report = load_pretrained(network, model.PRETRAINED, ignore=model.PRETRAINED_IGNORE)
-        logger.info("%s: %s", model.PRETRAINED, report)
+        try:
+            network.set_grad_checkpointing()
+        except (AttributeError, AssertionError) as error:
+            raise ConfigError(f"MODEL.NAME {model.NAME} has no gradient checkpointing: MODEL.GRAD_CHECKPOINTING "
+                              "must be false") from error  # fmt: skip
     return network.train()
+
+
+def start_from_pretrained(network: nn.Module, config: CfgNode, source: Any, trust: bool) -> None:
+    """Loads MODEL.PRETRAINED, where there is one, but for MODEL.PRETRAINED_IGNORE.
+
+    Args:
+        source: the training images; where the head is loaded, their classes must be the file's.
+
+    Raises:
+        ConfigError: the head is of other classes, or of another order.
+        CheckpointError: see ``load_pretrained``.
+    """
+    model = config.MODEL
+    if not model.PRETRAINED:
+        return
+    path = checkpoint_file(Path(model.PRETRAINED))
+    content = read_checkpoint(path, trust)
+    report = load_pretrained(network, content, ignore=model.PRETRAINED_IGNORE)
+    head = _head(network)
+    if not head or any(name not in report.ignored for name in head):
+        patterns = sorted({f"{name.partition('.')[0]}.*" for name in head})
+        cure = f"; to leave out its head, set MODEL.PRETRAINED_IGNORE=[{','.join(patterns)}]" if patterns else ""
+        check_belongs(path, content, source, cure)
+    logger.info("%s: %s", path, report)
+
+
+def _head(network: nn.Module) -> list[str]:
+    """The tensors that belong to classes."""
+    names = getattr(network, "pretrained_cfg", {}).get("classifier") or ()
+    names = (names,) if isinstance(names, str) else tuple(names)
+    return [name for name in network.state_dict() if name.startswith(tuple(f"{part}." for part in names))]
 
 
 def token_grid(config: CfgNode, model: nn.Module) -> tuple[int, int]:
@@ -91,8 +127,17 @@ def token_grid(config: CfgNode, model: nn.Module) -> tuple[int, int]:
     return (config.DATA.IMG_SIZE // stride,) * 2
 
 
-def _nearest_argument(message: str) -> str:
+def _unexpected(error: TypeError) -> str:
+    """The argument that a model does not know; empty where the error is another."""
+    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    return found[1] if found else ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _nearest_argument(name: str) -> str:
     """The argument of the ELSA models that a misspelt one is nearest to."""
-    found = re.search(r"unexpected keyword argument '(\w+)'", message)
     known = {name for network in (SwinStages, ELSASwin, ELSAVOLO) for name in inspect.signature(network).parameters}
-    return did_you_mean(found[1], known) if found else ""
+    return did_you_mean(name, known) if name else ""

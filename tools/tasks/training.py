@@ -79,16 +79,17 @@ class Training:
 
 
 def train(
-    build: Callable[[Recipe, Runtime, bool], Training], recipe: Recipe, args: argparse.Namespace, runtime: Runtime
+    build: Callable[[Recipe, Runtime, bool, bool], Training], recipe: Recipe, args: argparse.Namespace, runtime: Runtime
 ) -> None:
     """Puts a run together, trains, and leaves curves and a summary; everything is checked before DIR is written.
 
     Args:
-        build: recipe, this process, whether the run is fresh (a resumed one needs no pretrained file) → its parts.
+        build: recipe, this process, whether the run is fresh (a resumed one needs no pretrained file), whether a
+            pretrained file may run code → its parts.
     """
     with RunFolder(args.output, runtime, args.resume, args.overwrite).claimed() as folder:
         content = folder.find(recipe)
-        training = build(recipe, runtime, content is None)
+        training = build(recipe, runtime, content is None, args.trust_checkpoint)
         model = training.model
         state = TrainState(
             model=model,

@@ -19,9 +19,12 @@ from ..checkpoints import class_names
 from .session import mistakes_named
 
 
-def initialise(model: nn.Module, config: Config, classes: Sequence[str]) -> None:
+def initialise(model: nn.Module, config: Config, classes: Sequence[str], trust: bool) -> None:
     """Fresh weights; then those of ``pretrained``, a whole detector or segmentor, but for ``pretrained_ignore``, or
     those of ``model.backbone.pretrained``.
+
+    Args:
+        trust: whether these files may run pickled code.
 
     Raises:
         ConfigError: what was learned of other classes would be loaded; the message has the patterns that leave it out.
@@ -31,12 +34,14 @@ def initialise(model: nn.Module, config: Config, classes: Sequence[str]) -> None
     if whole and getattr(backbone, "pretrained", None):
         logger.info("pretrained %s has a backbone: %s is not read", whole, backbone.pretrained)
         backbone.pretrained = None
+    if backbone is not None:
+        backbone.trust = trust
     with mistakes_named("model"):
         model.init_weights()
     if report := getattr(backbone, "load_report", None):
         logger.info("backbone from %s: %s", config.model.backbone.pretrained, report)
     if whole:
-        content, ignore = read_checkpoint(whole, None), list(config.get("pretrained_ignore") or ())
+        content, ignore = read_checkpoint(whole, trust), list(config.get("pretrained_ignore") or ())
         _check_classes(model, config, content, list(classes), ignore)
         logger.info("%s: %s", whole, load_pretrained(model, content, ignore=ignore))
 

@@ -44,7 +44,7 @@ class DenseStep(Step):
         return total, {name: torch.as_tensor(value) for name, value in terms.items() if name != "loss"}
 
 
-def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, task: str, metric: Metric) -> Training:
+def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, trust: bool, task: str, metric: Metric) -> Training:
     """The parts of a training as the recipe says, for ``training.train``."""
     config = recipe.config
     prepare(config)
@@ -68,7 +68,7 @@ def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, task: str, met
     model, adapted = build_model(config, runtime)
     _check_batch_norm(model, micro, runtime.world_size)
     if fresh:
-        initialise(model, config, held_out.dataset.metainfo["classes"])
+        initialise(model, config, held_out.dataset.metainfo["classes"], trust)
     model.to(runtime.device)
     precision = choose_precision(config, runtime.device)
     if optim.get("type") == "AmpOptimWrapper" and precision.dtype is None:
