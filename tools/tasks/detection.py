@@ -80,7 +80,7 @@ def all_columns(config: Config, args: argparse.Namespace) -> list[tuple[Config, 
 
 
 def name_numbers(metrics: Mapping[str, float], config: Config) -> dict[str, float | None]:
-    """{"bbox/bbox_mAP": …, "bbox/cat_precision": …} → {"coco/bbox_mAP": …, "coco/bbox_AP/cat": …}; NaN becomes None.
+    """{"bbox/bbox_mAP": …, "bbox/cat_precision": …} → {"coco/bbox_mAP": …, "coco/bbox_AP/cat": …}; what is not finite becomes None.
 
     mmdet gives no numbers at all where nothing was found: these are zeros.
     """
@@ -91,5 +91,5 @@ def name_numbers(metrics: Mapping[str, float], config: Config) -> dict[str, floa
         if kind in ("bbox", "segm"):
             is_class = name.endswith("_precision")
             key = f"coco/{kind}_AP/{name.removesuffix('_precision')}" if is_class else f"coco/{name}"
-        named[key] = None if math.isnan(value) else value
+        named[key] = value if math.isfinite(value) else None
     return named

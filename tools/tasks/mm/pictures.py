@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from mmengine.registry import DATASETS, VISUALIZERS
 from PIL import Image
 from pycocotools import mask as coco_masks
 
-from elsa.core import logger, make_folder, write_then_rename
+from elsa.core import DataError, logger, make_folder, write_then_rename
 from elsa.data import UnreadableImage, decode
+from elsa.data.annotations import Annotations
 from elsa.data.decode import TURNED
 from elsa.data.mm.decoding import with_our_decoder
 from elsa.data.mm.loaders import prepare
@@ -35,11 +37,30 @@ IGNORED = 255  # label of pixels without a class
 WIDTH = 7.0  # inches of a picture of an evaluation
 
 
-def category_ids(classes: Sequence[str]) -> list[int]:
-    """The id of each class in COCO's files: with gaps for COCO's own classes, else 1, 2, …"""
-    if len(classes) == COCO_CLASSES and classes[0] == "person":
+def category_ids(config: Config, classes: Sequence[str], known: Sequence[Any] | None) -> list[Any]:
+    """The id of each class in the data set's annotation files.
+
+    Args:
+        known: as a checkpoint has them; where it has none, the recipe's annotation file is asked, if it is there; else
+            they are those of COCO's own classes, or 1, 2, …
+    """
+    if known and len(known) == len(classes):
+        return list(known)
+    dataset = config.test_dataloader.dataset
+    file = Path(dataset.get("data_root") or "") / str(dataset.get("ann_file") or "")
+    if file.is_file():
+        with suppress(DataError):
+            ids = Annotations(file, masks=False).category_ids(
+                classes, dataset.get("metainfo", {}).get("category_names")
+            )
+            logger.info("the checkpoint has no category ids: predictions have those of %s", file)
+            return ids
+    count = len(classes)
+    is_coco = count == COCO_CLASSES and classes[0] == "person"
+    logger.info("the checkpoint has no category ids: predictions have %s", "COCO's" if is_coco else f"1 … {count}")
+    if is_coco:
         return [number for number in range(1, COCO_CLASSES + len(COCO_GAPS) + 1) if number not in COCO_GAPS]
-    return list(range(1, len(classes) + 1))
+    return list(range(1, count + 1))
 
 
 class ObjectDrawing:
@@ -48,7 +69,8 @@ class ObjectDrawing:
     def __init__(self, metainfo: Mapping[str, Any], threshold: float = 0.3) -> None:
         settings = dict(type="DetLocalVisualizer", vis_backends=[], name=f"drawing{id(self)}")
         self.visualizer = VISUALIZERS.build(settings)
-        self.visualizer.dataset_meta, self.threshold = {"palette": "random", **metainfo}, threshold
+        classes = tuple(plain(name).replace("$", r"\$") for name in metainfo["classes"])  # no mathematics
+        self.visualizer.dataset_meta, self.threshold = {"palette": "random", **metainfo, "classes": classes}, threshold
 
     def __call__(self, image: np.ndarray, sample: Any, with_truth: bool) -> Image.Image:
         self.visualizer.add_datasample("image", image, sample, draw_gt=with_truth, pred_score_thr=self.threshold)
@@ -193,10 +215,12 @@ class Predictions(ABC):
 class ObjectPredictions(Predictions):
     """Boxes and masks, as JSON in COCO's form with scores."""
 
-    def __init__(self, config: Config, classes: Sequence[str], folder: Path, threshold: float) -> None:
+    def __init__(
+        self, config: Config, classes: Sequence[str], folder: Path, facts: Mapping[str, Any], threshold: float
+    ) -> None:
         self.threshold = threshold
         super().__init__(config, classes, folder)
-        self.ids, self.drawn = category_ids(classes), 0
+        self.ids, self.drawn = category_ids(config, classes, facts.get("category_ids")), 0
         self.annotations: list[dict[str, Any]] = []
 
     def make_drawing(self, metainfo: Mapping[str, Any]) -> ObjectDrawing:
@@ -205,21 +229,25 @@ class ObjectPredictions(Predictions):
     def note(self, sample: Any, stem: str) -> None:
         found = sample.pred_instances
         self.drawn += int((found.scores > self.threshold).sum())
+        masks = found.masks.numpy() if "masks" in found else [None] * len(found)
         for box, score, label, mask in zip(
-            found.bboxes.tolist(), found.scores.tolist(), found.labels.tolist(), found.masks.numpy(), strict=True
+            found.bboxes.tolist(), found.scores.tolist(), found.labels.tolist(), masks, strict=True
         ):
             left, top, right, bottom = box
-            encoded = coco_masks.encode(np.asfortranarray(mask.astype(np.uint8)))
-            self.annotations.append({
+            noted = {
                 "id": len(self.annotations) + 1,
                 "image_id": len(self.images),
                 "category_id": self.ids[label],
                 "bbox": [round(value, 2) for value in (left, top, right - left, bottom - top)],
                 "score": round(score, 5),
-                "area": int(mask.sum()),
+                "area": round((right - left) * (bottom - top), 2),
                 "iscrowd": 0,
-                "segmentation": {"size": list(encoded["size"]), "counts": encoded["counts"].decode()},
-            })  # fmt: skip
+            }
+            if mask is not None:
+                encoded = coco_masks.encode(np.asfortranarray(mask.astype(np.uint8)))
+                code = {"size": list(encoded["size"]), "counts": encoded["counts"].decode()}
+                noted.update(area=int(mask.sum()), segmentation=code)
+            self.annotations.append(noted)
 
     def as_json(self) -> dict[str, Any]:
         categories = [{"id": number, "name": name} for number, name in zip(self.ids, self.classes, strict=True)]
@@ -234,7 +262,7 @@ class MapPredictions(Predictions):
     """Label maps as files with the numbers that the recipe's data have: 1 … n where 0 is unlabelled there
     (``reduce_zero_label``), else 0 … n − 1; of 16 bits where 8 would not do. Shares of the classes as JSON."""
 
-    def __init__(self, config: Config, classes: Sequence[str], folder: Path) -> None:
+    def __init__(self, config: Config, classes: Sequence[str], folder: Path, facts: Mapping[str, Any]) -> None:
         super().__init__(config, classes, folder)
         unopened = DATASETS.build({**config.test_dataloader.dataset, "lazy_init": True})
         self.first = int(unopened.reduce_zero_label)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmengine.config import Config
@@ -24,7 +24,7 @@ def predict(config: Config, args: argparse.Namespace, runtime: Runtime, kind: Ca
     """Objects or label maps: a picture of each image, and all of it as JSON.
 
     Args:
-        kind: ObjectPredictions or MapPredictions.
+        kind: ObjectPredictions or MapPredictions, of the recipe, class names, a folder, and ``facts_of_data``.
 
     Raises:
         ConfigError: the checkpoint, the recipe and its model differ in their classes.
@@ -40,7 +40,7 @@ def predict(config: Config, args: argparse.Namespace, runtime: Runtime, kind: Ca
     classes = class_names(content) or known_classes(config)
     check_classes(config, classes)
     model.to(runtime.device).eval()
-    found = kind(config, classes, args.output)
+    found = kind(config, classes, args.output, facts_of_data(content))
     for path in tqdm(paths, desc="predicting", unit="image", disable=None, leave=False):
         found.add(model, path)
     if not found.images:
@@ -48,6 +48,13 @@ def predict(config: Config, args: argparse.Namespace, runtime: Runtime, kind: Ca
     write_json(args.output / "predictions.json", found.as_json())
     logger.info("%d of %d images: %s; pictures and predictions.json in %s",
                 len(found.images), len(paths), found.summary(), args.output)  # fmt: skip
+
+
+def facts_of_data(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a checkpoint tells of the data set that it was trained on, as mm's packages store it."""
+    meta = content.get("meta")
+    facts = meta.get("dataset_meta") if isinstance(meta, Mapping) else None
+    return facts if isinstance(facts, Mapping) else {}
 
 
 def known_classes(config: Config) -> list[str]:
