@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from mmengine.registry import init_default_scope
 from PIL import Image
 
 from elsa.core import ConfigError, DataError, logger
@@ -343,13 +344,14 @@ def test_the_map_moves_with_its_image(pair, opened):
     """Bigger and mirrored: where the image is bright, the label is the tree's."""
     pixels = np.where(LABELS == 2, 255, 0).astype(np.uint8)
     pair(pixels=np.stack([pixels] * 3, 2), image="a.png")
+    init_default_scope("mmseg")
     dataset = opened()
-    dataset.pipeline.transforms += maps.TRANSFORMS.build(
-        dict(type="Compose", transforms=[
-            dict(type="Resize", scale=(16, 12), interpolation="nearest"), dict(type="RandomFlip", prob=1.0),
-            dict(type="PackSegInputs"),
-        ])
-    ).transforms  # fmt: skip
+    further = [
+        dict(type="Resize", scale=(16, 12), interpolation="nearest"),
+        dict(type="RandomFlip", prob=1.0),
+        dict(type="PackSegInputs"),
+    ]
+    dataset.pipeline.transforms += map(maps.TRANSFORMS.build, further)
     item = dataset[0]
     labels = item["data_samples"].gt_sem_seg.data[0].numpy()
     assert labels.shape == (12, 16)
