@@ -53,11 +53,12 @@ def restore_recipe(content: Mapping[str, Any], origin: str, overrides: Iterable[
     values = content.get("recipe")
     if not isinstance(values, dict):
         raise ConfigError(f"{origin} holds no recipe; name CONFIG before it")
+    values = {**values, "embedded": None}
     refuse_code(values, origin)
     read_values_only()
     try:
         import_modules_from_strings(**(values.get("custom_imports") or {}))
-        config = Config({**values, "embedded": None})
+        config = Config(values)
     except Exception as error:
         raise ConfigError(f"{origin}: its recipe is damaged ({_first_line(error)}); name CONFIG") from error
     return _recipe(config, origin, overrides)

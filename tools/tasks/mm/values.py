@@ -8,7 +8,7 @@ checkpoint holds is no code either, though registries would call "package.module
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import mmengine.registry.registry
@@ -18,6 +18,8 @@ from mmengine.runner.checkpoint import CheckpointLoader
 
 from elsa.core import CheckpointError, ConfigError, DataError
 from elsa.models import read_checkpoint
+
+from .keys import nodes
 
 # What reads pickles by itself, past the readers that are replaced: (key, value).
 READING_PICKLES = (("type", "OpenImagesChallengeDataset"), ("decode_backend", "pickle"))
@@ -63,7 +65,7 @@ class _PlainYaml(YamlHandler):
 
 def refuse_pickles(values: Mapping[str, Any]) -> None:
     """Raises ConfigError where a configuration names pickles, or something that reads such by itself."""
-    for name, value in named(values):
+    for name, value in nodes(values):
         key = name.rpartition(".")[2]
         if not isinstance(value, str):
             continue
@@ -81,9 +83,9 @@ def refuse_code(values: Mapping[str, Any], origin: str) -> None:
         values: of a checkpoint.
         origin: where they come from.
     """
-    for name, value in named(values):
+    for name, value in nodes(values):
         key = name.rpartition(".")[2]
-        if not isinstance(value, (str, int, float, bool, type(None))):
+        if not isinstance(value, (str, int, float, bool, type(None), dict, list, tuple)):
             raise ConfigError(f"{origin}: its recipe has {name} {value!r:.80}, which is no plain value; name CONFIG")
         if key in WRITTEN and value:
             raise ConfigError(f"{origin}: its recipe writes files, {name} {value!r:.80}; name CONFIG")
@@ -100,12 +102,3 @@ def refuse_code(values: Mapping[str, Any], origin: str) -> None:
 
 def _import_nothing(name: str) -> NoReturn:
     raise ConfigError(f"{name!r} of a checkpoint's recipe is registered nowhere; name CONFIG")
-
-
-def named(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every setting that is no container."""
-    if isinstance(node, (Mapping, list, tuple)):
-        for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
-            yield from named(value, f"{where}.{key}" if where else str(key))
-    else:
-        yield where, node
