@@ -5,22 +5,24 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
-import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import elsa.core
-from elsa.core import ConfigError, DataError, TrainingError, UserError, did_you_mean, logger
+from elsa.core import ConfigError, DataError, did_you_mean, logger
+from elsa.core.archive import checkpoint_file
 from elsa.data import image_files, left_out
 from elsa.engine import Recipe, Runtime
+from elsa.models import read_checkpoint
 
 # Shipped recipes, beside the packages in a checkout and in an installation alike.
 CONFIGS = Path(elsa.core.__file__).resolve().parents[1] / "configs"
 TASKS = {"classification": "Classification", "detection": "Detection", "segmentation": "Segmentation"}
 SCOPES = {"mmdet": "detection", "mmseg": "segmentation"}
 DENSE_PACKAGES = ("mmengine", "mmcv", "mmdet", "mmseg", "pycocotools")
+RECIPES = (".py", ".yaml", ".yml")  # endings
 Option = tuple[str, dict[str, Any]]
 
 
@@ -32,6 +34,8 @@ class Task(Protocol):
 
     def read(self, path: Path, overrides: list[str]) -> Recipe: ...
 
+    def restore(self, content: Mapping[str, Any], origin: str, overrides: list[str]) -> Recipe: ...
+
     def print_config(self, recipe: Recipe) -> str: ...
 
     def train(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None: ...
@@ -42,20 +46,25 @@ class Task(Protocol):
 
 
 def parser(description: str | None, checkpoint: bool) -> argparse.ArgumentParser:
-    """CONFIG [CHECKPOINT] --set --device --print-config."""
+    """CONFIG --trust-checkpoint --set --device --print-config, or [CONFIG] CHECKPOINT and the same."""
     arguments = argparse.ArgumentParser(
         description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments.add_argument(
-        "config", type=Path, metavar="CONFIG", help="a file, or the name of a shipped recipe: elsa_swin_tiny"
-    )
+    told = "a file, or the name of a shipped recipe: elsa_swin_tiny"
     if checkpoint:
-        arguments.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=".pt, .pth or .safetensors")
+        told += "; without it the recipe that CHECKPOINT holds, with the --set of its training"
+    optional: dict[str, Any] = {"nargs": "?"} if checkpoint else {}
+    arguments.add_argument("config", type=Path, metavar="CONFIG", help=told, **optional)
+    if checkpoint:
         arguments.add_argument(
-            "--trust-checkpoint",
-            action="store_true",
-            help="allow the file to run pickled code; only for files from a source you trust",
+            "checkpoint", type=Path, metavar="CHECKPOINT", help=".pt, .pth or .safetensors, or a run's folder"
         )
+    arguments.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="allow the checkpoint, or what a training starts from, to run pickled code; only for files from a source "
+        "you trust",
+    )
     arguments.add_argument(
         "--set",
         dest="overrides",
@@ -73,7 +82,7 @@ def parser(description: str | None, checkpoint: bool) -> argparse.ArgumentParser
 def parse(
     verb: str, arguments: argparse.ArgumentParser, only: str | None = None
 ) -> tuple[Task, Recipe, argparse.Namespace]:
-    """The task that CONFIG is of, its recipe, and the arguments; --print-config ends here.
+    """The task that CONFIG or CHECKPOINT is of, its recipe, and the arguments; --print-config ends here.
 
     Args:
         arguments: what all tasks have; the task's own options are added.
@@ -84,20 +93,26 @@ def parse(
     """
     if {"-h", "--help"} & set(sys.argv[1:]):
         _add_all_options(verb, arguments)
-    known, _ = arguments.parse_known_args()
-    path = find_recipe(known.config)
-    task, recipe = read(path, known.overrides)
+    known, _ = arguments.parse_known_intermixed_args()
+    if known.config is not None:
+        path = find_recipe(known.config)
+        task, recipe = read(path, known.overrides)
+    else:
+        path = known.checkpoint.resolve() if known.checkpoint.is_dir() else known.checkpoint.resolve().parent
+        task, recipe = restore(known.checkpoint, known.trust_checkpoint, known.overrides)
     if only and task.name != only:
-        raise ConfigError(f"{known.config} is a recipe of {task.name}; this is for {only}")
+        raise ConfigError(f"{known.config or known.checkpoint} has a recipe of {task.name}; this is for {only}")
     for flag, options in task.options.get(verb, []):
         arguments.add_argument(flag, **options)
-    args, rest = arguments.parse_known_args()
+    args, rest = arguments.parse_known_intermixed_args()
     if rest:
         raise ConfigError(_unknown_option(rest[0], verb, task, arguments))
     if args.print_config:
         print(task.print_config(recipe), end="")
         sys.exit(0)
     args.name = path.stem
+    if "checkpoint" in args:
+        args.checkpoint = checkpoint_file(args.checkpoint)
     return task, recipe, args
 
 
@@ -114,6 +129,31 @@ def read(path: Path, overrides: list[str]) -> tuple[Task, Recipe]:
     return load_task(SCOPES[scope]), recipe
 
 
+def restore(checkpoint: Path, trust: bool, overrides: list[str]) -> tuple[Task, Recipe]:
+    """The recipe that a checkpoint holds as values, and the task that it is of.
+
+    Raises:
+        ConfigError: it holds none.
+        CheckpointError: it cannot be read.
+    """
+    if is_recipe(checkpoint):
+        raise ConfigError(f"CHECKPOINT is missing: {checkpoint} is a recipe")
+    content = read_checkpoint(checkpoint, trust)
+    config = content.get("config")
+    if not isinstance(config, dict):
+        raise ConfigError(f"{checkpoint} holds no recipe; name CONFIG before it")
+    name = content.get("task") or ("classification" if "MODEL.NAME" in config else None)
+    if name not in TASKS:
+        raise ConfigError(f"{checkpoint} holds no recipe of {', '.join(TASKS)}; name CONFIG before it")
+    if name != "classification":
+        require_dense_packages()
+    task = load_task(name)
+    recipe = task.restore(content, str(checkpoint), overrides)
+    if name != "classification" and SCOPES.get(scope := recipe.config.default_scope) != name:
+        raise ConfigError(f"{checkpoint} is of {name}, but its recipe has default_scope {scope!r}; name CONFIG")
+    return task, recipe
+
+
 def load_task(name: str) -> Task:
     return getattr(importlib.import_module(f"elsa.tools.tasks.{name}"), TASKS[name])()
 
@@ -124,12 +164,21 @@ def find_recipe(path: Path) -> Path:
     Raises:
         ConfigError: neither; the message has the nearest name.
     """
-    shipped = {file.stem: file for kind in TASKS for file in sorted((CONFIGS / kind).glob("*.*"))}
-    if path.exists() or path.suffix in (".py", ".yaml", ".yml"):
+    shipped = shipped_recipes()
+    if path.exists() or path.suffix in RECIPES:
         return path
     if path.name == str(path) and path.name in shipped:
         return shipped[path.name]
     raise ConfigError(f"{path} is neither a file nor a shipped recipe{did_you_mean(path.name, shipped)}")
+
+
+def shipped_recipes() -> dict[str, Path]:
+    return {file.stem: file for kind in TASKS for file in sorted((CONFIGS / kind).glob("*.*"))}
+
+
+def is_recipe(path: Path) -> bool:
+    """Whether a path must be CONFIG, as it is named like one."""
+    return path.suffix in RECIPES or (not path.exists() and str(path) in shipped_recipes())
 
 
 def require_dense_packages() -> None:
@@ -162,36 +211,19 @@ def _unknown_option(option: str, verb: str, task: Task, arguments: argparse.Argu
     return f"unknown argument {option!r}{did_you_mean(option, known)}"
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs a verb: a user's mistake becomes one line and exit code 2, a training that cannot go on exit code 1."""
-    try:
-        main()
-    except TrainingError as error:
-        _fail(error, 1)
-    except UserError as error:
-        _fail(error, 2)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
-
-
-def _fail(error: object, code: int) -> None:
-    rank = os.environ.get("RANK", "0")
-    if "Original Traceback" in (text := str(error)):  # from a loader process
-        error = text.strip().splitlines()[-1].partition(": ")[2]
-    print(f"{'' if rank == '0' else f'[rank {rank}] '}error: {error}", file=sys.stderr)
-    sys.exit(code)
-
-
 def find_images(place: Path) -> list[Path]:
     """The image, or all images below a folder.
 
     Raises:
         DataError: nothing there.
     """
-    if place.is_file():
-        return [place]
-    if not place.is_dir():
-        raise DataError(f"{place} does not exist")
+    try:
+        if place.is_file():
+            return [place]
+        if not place.is_dir():
+            raise DataError(f"{place} does not exist")
+    except OSError as error:
+        raise DataError(f"{place} cannot be entered: {error.strerror}") from error
     if not (paths := image_files(place)):
         raise DataError(f"{place} has no images by their names (.jpg, .png …)")
     if others := left_out(place, paths):
