@@ -12,7 +12,7 @@ from elsa.core import DataError
 
 from ..images.folders import FolderImages, TarImages, check_root, find_split
 from ..listing import folders_in
-from .report import SPLITS, Look, Progress, Report, look_at, silent, survey
+from .report import SPLITS, Look, Oddities, Progress, Report, look_at, look_at_images, silent, survey
 
 WORDNET = re.compile(r"n\d{8}")
 PUBLISHED_CLASSES = 1000
@@ -87,9 +87,7 @@ def _check_folder(
             report.add("class without images", path / name)
     report.notes += images.notes()
     names = [name for name, _ in images.samples]
-    for name, look in survey(partial(look_at, decode=not fast), names, workers, progress, f"{split} images"):
-        if look.error:
-            report.add("image unreadable", name, look.error)
+    list(look_at_images(report, split, names, not fast, workers, progress))
     return _count(report, split, classes, len(images))
 
 
@@ -105,9 +103,12 @@ def _check_tar(
     places = [(member.offset, member.size) for member in images.members]
     look_inside = partial(_look_into_tar, str(path), not fast)
     looks = survey(look_inside, places, workers, progress, f"{split} images")
+    oddities = Oddities()
     for member, (_, look) in zip(images.members, looks, strict=True):
+        oddities.see(look)
         if look.error:
             report.add("image unreadable", f"{path}/{member.name}", look.error)
+    report.notes += oddities.notes(split)
     return _count(report, split, images.labels, len(images))
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from torchvision.transforms import Compose, functional
 from yacs.config import CfgNode
 
-
 STRIP = 16  # times its width that an image is long, to be cut before it is resized
 
 

@@ -10,7 +10,7 @@ import signal
 import pytest
 
 from elsa.data import write_digits_ade, write_digits_coco
-from elsa.data.checks import coco as coco_module
+from elsa.data.checks import report as report_module
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_a_mistake_is_told_in_one_line(tool, tmp_path, arguments, part):
 
 def test_a_worker_that_is_killed(tool, whole, monkeypatch):
     """As by the system when memory runs out."""
-    monkeypatch.setattr(coco_module, "look_at", kill_itself)
+    monkeypatch.setattr(report_module, "look_at", kill_itself)
     outcome = tool("check_data", "coco", whole, "--workers", 2)
     assert outcome.code == 2
     assert "a worker process was killed" in outcome.err

@@ -1,5 +1,6 @@
 # COCO 2017 with the multi-scale policy of DETR, for both schedules.
 data_root = "datasets/coco/"
+image_orientation = "turned"  # as people see them; "stored": annotations disregard what a camera notes (EXIF)
 image = dict(type="LoadImageFromFile")
 labels = dict(type="LoadAnnotations", with_bbox=True, with_mask=True)
 short_sides = [(side, 1333) for side in range(480, 801, 32)]

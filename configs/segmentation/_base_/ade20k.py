@@ -1,5 +1,6 @@
 # ADE20K: 150 classes, crops of 512×512; evaluated on whole images with a short side of 512.
 data_root = "datasets/ADEChallengeData2016/"
+image_orientation = "turned"  # as people see them; "stored": annotations disregard what a camera notes (EXIF)
 image = dict(type="LoadImageFromFile")
 labels = dict(type="LoadCheckedAnnotations")
 train_pipeline = [

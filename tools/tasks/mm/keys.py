@@ -13,6 +13,7 @@ from typing import Any
 from mmengine.config import Config
 
 from elsa.core import ConfigError, did_you_mean
+from elsa.data.decode import ORIENTATIONS, TURNED
 from elsa.engine.config import coerce
 from elsa.engine.schema import SCHEMA, Key
 
@@ -23,10 +24,10 @@ NEEDED = (
 # Everything that is read; other names of a configuration are its own helper variables. The visualizer is read by mm's
 # own inferencers, which the same file serves.
 READ = (
-    *(*NEEDED, "custom_imports", "data_root", "embedded", "pretrained", "pretrained_ignore", "tta_model"),
-    *("tta_pipeline", "visualizer"),
+    *(*NEEDED, "custom_imports", "data_root", "embedded", "image_orientation", "pretrained", "pretrained_ignore"),
+    *("tta_model", "tta_pipeline", "visualizer"),
 )
-MEANT = (*NEEDED, "embedded", "pretrained", "pretrained_ignore")  # names that others may be misspelt from
+MEANT = (*NEEDED, "embedded", "image_orientation", "pretrained", "pretrained_ignore")  # names that others may be misspelt from
 # What stands where, in words and as types; None stands for a key that is not there.
 KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
     **dict.fromkeys(("model", "train_cfg", "optim_wrapper", "randomness", "run"), ("a dict", (dict,))),
@@ -183,6 +184,8 @@ def check_keys(config: Config, origin: str) -> None:
     _check_length(config.train_cfg, origin)
     _check_numbers(values, origin)
     _check_optimization(config, origin)
+    if (orientation := config.get("image_orientation", TURNED)) not in ORIENTATIONS:
+        raise ConfigError(f"{origin}: image_orientation must be {' or '.join(ORIENTATIONS)}, got {orientation!r:.80}")
 
 
 def _check_kinds(values: Mapping[str, Any], origin: str) -> None:
