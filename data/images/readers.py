@@ -175,7 +175,7 @@ def _count_samples(shard: Path, image_key: str, first: bool = False) -> int:
                 if parts and entry.isreg() and parts[2].lower() in wanted and parts[1] != previous:
                     count, previous = count + 1, parts[1]
     except (OSError, EOFError, tarfile.TarError) as error:
-        raise DataError(f"shard {shard} is no tar file that can be read: {error}") from error
+        raise DataError(f"shard {shard} is no tar file that can be read: {_first_line(error)}") from error
     return count
 
 

@@ -65,9 +65,8 @@ class Source:
 
     def name(self, index: int) -> str:
         """The file's name where there is one."""
-        if hasattr(self.items, "filename"):
-            return str(self.items.filename(index, absolute=True))
-        return f"image {index}"
+        named = self.items.filename(index, absolute=True) if hasattr(self.items, "filename") else None
+        return str(named or f"image {index}")
 
     def relative_name(self, index: int) -> str:
         """The file's path within the split without its ending, ``CLASS/NAME``, or the image's number."""
