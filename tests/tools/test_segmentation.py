@@ -230,13 +230,20 @@ def change_map(change):
     return call
 
 
+def coloured(labels):
+    return Image.merge("RGB", [labels, labels, labels.point(lambda value: 255 - value)])
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
     ("damage", "parts"),
     [
         (lose_map, ["1 with no label map"]),
         (lose_image, ["1 with a label map but no image"]),
-        (change_map(lambda labels: Image.merge("RGB", [labels, labels, labels.point(lambda v: 255 - v)])), ["has 3 channels", "no colours"]),
+        (
+            change_map(coloured),
+            ["has 3 channels", "no colours"],
+        ),
         (change_map(lambda labels: labels.resize((50, 60))), ["is 50×60, its image"]),
         (change_map(lambda labels: labels.point(lambda value: value + 9)), ["has label", "1 … 11"]),
     ],
@@ -274,3 +281,88 @@ def test_class_weights_for_another_number_of_classes(refused, tool, segmentor, t
     outcome = tool("train", segmentor, "--output", tmp_path / "run", "--set", weights)
     refused(outcome, "the length of model.decode_head.loss_decode.class_weight is 2", "11 classes")
     assert not (tmp_path / "run").exists()
+
+
+def binary(segmentor, root, names, replaced=None):
+    """The segmentor on masks: of the digits' maps, all that is no texture and labelled is 255."""
+    for path in (root / "annotations").rglob("*.png"):
+        labels = np.asarray(Image.open(path))
+        Image.fromarray(np.where((labels > 0) & (labels != 11), 255, 0).astype(np.uint8)).save(path)
+    segmentor.write_text(
+        segmentor.read_text()
+        + f"""
+data_root = "{root}/"
+_loss = dict(_delete_=True, type="ClassWeightedLoss")
+model = dict(
+    backbone=dict(pretrained=None), decode_head=dict(channels=16, num_classes={len(names)}, loss_decode=_loss),
+    auxiliary_head=dict(num_classes={len(names)}, loss_decode=_loss),
+)
+_names = dict(_delete_=True, classes={names!r}, label_map={replaced!r})
+_mine = dict(data_root=data_root, metainfo=_names, reduce_zero_label={not replaced})
+train_dataloader = dict(dataset=dict(dataset=_mine))
+val_dataloader = dict(dataset=_mine)
+test_dataloader = val_dataloader
+"""
+    )
+    return segmentor
+
+
+def test_masks_of_0_and_255(refused, tool, segmentor, ade, tmp_path):
+    """Refused with a cure; with the cure, every verb works, and predictions are numbered as the labels are."""
+    root = shutil.copytree(ade, tmp_path / "masks")
+    text = segmentor.read_text()
+    outcome = tool("train", binary(segmentor, root, ("digit",)), "--output", tmp_path / "run")
+    refused(outcome, "not one pixel has a label: the maps hold 0, 255", "reduce_zero_label=False", "label_map={255: 1}")
+    assert not (tmp_path / "run").exists()
+    segmentor.write_text(text)
+    names = ("background", "digit")
+    binary(segmentor, root, names, {255: 1})
+    outcome = tool("train", segmentor, "--output", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").open()]
+    losses = [record["loss"] for record in log if record["kind"] == "train"]
+    assert losses
+    assert all(loss > 0.1 for loss in losses)
+    options = ["--pictures", "1", "--per-class", "--output", tmp_path / "eval"]
+    outcome = tool("evaluate", segmentor, tmp_path / "run" / "last.pt", *options)
+    assert outcome.code == 0, outcome.err
+    metrics = read(tmp_path / "eval" / "results.json")["metrics"]
+    assert {f"single_scale/IoU/{name}" for name in names} <= metrics.keys()
+    assert outcome.err.count("never occur") == 0
+    arguments = [segmentor, tmp_path / "run" / "last.pt", root / "images" / "validation"]
+    assert tool("predict", *arguments, "--output", tmp_path / "said").code == 0
+    said = read(tmp_path / "said" / "predictions.json")
+    assert said["numbers"] == {"0": "background", "1": "digit"}
+    assert not said["skipped"]
+    found = [np.asarray(Image.open(tmp_path / "said" / image["labels"])) for image in said["images"]]
+    assert set(np.unique(np.concatenate([labels.ravel() for labels in found]))) <= {0, 1}
+
+
+def test_one_logit_of_a_softmax(refused, tool, segmentor, ade, tmp_path):
+    root = shutil.copytree(ade, tmp_path / "masks")
+    binary(segmentor, root, ("background", "digit"), {255: 1})
+    outcome = tool("train", segmentor, "--output", tmp_path / "run", "--set", "train_cfg.max_iters=1")
+    assert outcome.code == 0, outcome.err
+    segmentor.write_text(segmentor.read_text() + 'model["decode_head"]["out_channels"] = 1\n')
+    refused(tool("train", segmentor, "--output", tmp_path / "one"), "model.decode_head has one logit", "num_classes=2")
+    assert not (tmp_path / "one").exists()
+
+
+def test_other_classes_in_the_checkpoint_than_in_the_recipe(refused, tool, segmentor, trained, ade, tmp_path):
+    """In predict, too."""
+    state = tensors(trained / "last.pt")
+    state["classes"] = state["classes"][::-1]
+    torch.save(state, tmp_path / "turned.pt")
+    for verb, rest in (("evaluate", []), ("predict", [ade / "images" / "validation"])):
+        outcome = tool(verb, segmentor, tmp_path / "turned.pt", *rest, "--output", tmp_path / "said")
+        refused(outcome, "turned.pt has 11 classes, the data 11", "the file's: texture, 9, 8", "the data's: 0, 1, 2")
+        assert not (tmp_path / "said").exists()
+
+
+def test_nothing_that_can_be_predicted(refused, tool, segmentor, trained, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for name in ("a.jpg", "b.png"):
+        (tmp_path / "photos" / name).write_bytes(b"nothing")
+    outcome = tool("predict", segmentor, trained / "last.pt", tmp_path / "photos", "--output", tmp_path / "said")
+    refused(outcome, f"none of the images of {tmp_path / 'photos'} can be predicted")
+    assert not (tmp_path / "said").exists()
