@@ -43,12 +43,14 @@ def create_network(config: CfgNode) -> nn.Module:
             return timm.create_model(model.NAME, **{**optional, **fixed})
         except TypeError as error:
             lacking = _unexpected(error)
-            if lacking not in optional or lacking in fixed:
-                raise ConfigError(f"{model.NAME}: {error}{_nearest_argument(lacking)}") from error
-            if lacking in OF_DROPOUT and optional[lacking]:
-                key = OF_DROPOUT[lacking]
-                raise ConfigError(f"MODEL.NAME {model.NAME} has no {lacking}: MODEL.{key} must be 0") from error
-            del optional[lacking]
+            if others := [name for name in lacking if name not in optional or name in fixed] or not lacking:
+                near = _nearest_argument(others[0]) if lacking else ""
+                raise ConfigError(f"{model.NAME}: {_first_line(error)}{near}") from error
+            for name in lacking:
+                if name in OF_DROPOUT and optional[name]:
+                    must = f"MODEL.{OF_DROPOUT[name]} must be 0"
+                    raise ConfigError(f"MODEL.NAME {model.NAME} has no {name}: {must}") from error
+                del optional[name]
         except Exception as error:  # models raise whatever their arguments make them stumble over
             told = f"{type(error).__name__}: {_first_line(error)}"
             raise ConfigError(f"{model.NAME} with IMG_SIZE {size} and {dict(model.KWARGS)}: {told}") from error
@@ -127,10 +129,10 @@ def token_grid(config: CfgNode, model: nn.Module) -> tuple[int, int]:
     return (config.DATA.IMG_SIZE // stride,) * 2
 
 
-def _unexpected(error: TypeError) -> str:
-    """The argument that a model does not know; empty where the error is another."""
-    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-    return found[1] if found else ""
+def _unexpected(error: TypeError) -> list[str]:
+    """The arguments that a model does not know; none where the error is another."""
+    _, _, named = str(error).partition("unexpected keyword argument")
+    return re.findall(r"'(\w+)'", named)
 
 
 def _first_line(error: Exception) -> str:
@@ -140,4 +142,4 @@ def _first_line(error: Exception) -> str:
 def _nearest_argument(name: str) -> str:
     """The argument of the ELSA models that a misspelt one is nearest to."""
     known = {name for network in (SwinStages, ELSASwin, ELSAVOLO) for name in inspect.signature(network).parameters}
-    return did_you_mean(name, known) if name else ""
+    return did_you_mean(name, known)
