@@ -31,7 +31,12 @@ def folders_in(place: Path) -> list[str]:
     Raises:
         DataError: it cannot be entered.
     """
-    return sorted(entry.name for entry in _entries(place) if not is_hidden(entry.name) and entry.is_dir())
+    return sorted(entry.name for entry in _entries(place) if not is_hidden(entry.name) and _is_folder(entry))
+
+
+def files_in(place: Path) -> list[str]:
+    """Names of the files in a folder itself, as ``folders_in``."""
+    return sorted(entry.name for entry in _entries(place) if not is_hidden(entry.name) and not _is_folder(entry))
 
 
 def image_files(place: Path, only: Iterable[str] | None = None) -> list[Path]:
@@ -59,8 +64,8 @@ def files_below(place: Path) -> Iterator[Path]:
             continue
         seen.add(identity)
         below = [entry for entry in entries if not is_hidden(entry.name)]
-        yield from (Path(entry.path) for entry in below if not entry.is_dir())
-        waiting += [Path(entry.path) for entry in reversed(below) if entry.is_dir()]
+        yield from (Path(entry.path) for entry in below if not _is_folder(entry))
+        waiting += [Path(entry.path) for entry in reversed(below) if _is_folder(entry)]
 
 
 def left_out(place: Path, used: Iterable[Path]) -> dict[str, int]:
@@ -71,6 +76,13 @@ def left_out(place: Path, used: Iterable[Path]) -> dict[str, int]:
             ending = path.suffix.lower() or "no ending"
             counts[ending] = counts.get(ending, 0) + 1
     return dict(sorted(counts.items()))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or to where one may not go
+        return False
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from elsa.core import DataError, logger
 
-from ..listing import endings, files_below, folders_in, is_hidden
+from ..listing import endings, files_below, files_in, folders_in, is_hidden
 from .classes import Classes, order_classes
 
 SPLIT_NAMES = (("train", "training"), ("val", "validation", "eval", "evaluation"), ("test", "testing"))
@@ -39,7 +39,7 @@ class FolderImages:
                     self.samples.append((str(file), index))
                 else:
                     self.left_out[ending or "without ending"] += 1
-        self.outside = sum(not entry.is_dir() and not is_hidden(entry.name) for entry in os.scandir(path))
+        self.outside = len(files_in(path))
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -86,6 +86,8 @@ def test_links_to_folders_are_followed_once(build, config, tmp_path):
     far = build({"far": {"c": ["3.png"], "more": ["4.png"]}}, tmp_path / "elsewhere")
     (root / "train" / "a" / "more").symlink_to(far / "far" / "more")
     (root / "train" / "a" / "back").symlink_to(root / "train" / "a")
+    for place in (root / "train" / "a", root / "train"):
+        (place / "itself").symlink_to("itself")
     for split in TWO:
         (root / split / "c").symlink_to(far / "far" / "c")
     train, _ = open_splits(config(root, classes=3), "train", "val")
