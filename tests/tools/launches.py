@@ -9,12 +9,14 @@ import os
 import runpy
 import signal
 import socket
+import subprocess
 import sys
 import time
 import zlib
 from pathlib import Path
 
 import torch
+import yaml
 
 from elsa.data import TrainLoader
 from elsa.engine import Step, Trainer
@@ -87,10 +89,10 @@ def _play(script: str, fault: str, arguments: list[str], folder: Path, rank: int
         place = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=count, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         os.environ.update({name: str(value) for name, value in place.items()})
     note_images(folder / f"seen.{rank}")
+    sys.argv = [script, *arguments]
     what, _, sufferer = fault.partition("@")
     if rank == int(sufferer or 0):
         arm(*what.split(":"))
-    sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
 
 
@@ -116,12 +118,16 @@ def die(*_: object) -> None:
 def arm(kind: str, *where: str) -> None:
     """Has this process suffer a fault.
 
-    ``kill``, ``hang`` and ``stop`` (SIGTERM): in a step; ``loss`` and ``gradient``: not finite in a step; ``update``:
+    ``kill``, ``hang``, ``stop`` (SIGTERM) and ``job`` (SIGTERM, to all loader processes too): in a step; ``blind``: the
+    data of classification are not there; ``loss`` and ``gradient``: not finite in a step; ``update``:
     the weights are not after it; ``evaluate``: killed with the second batch of an evaluation; ``write``:
     killed with half of a file written; ``rename``: killed before a file gets its name. The last part is which step,
     evaluation or writing of the file, from 1 and in this process.
     """
     if kind == "none":
+        return
+    if kind == "blind":
+        sys.argv += ["--set", f"DATA.ROOT={yaml.safe_load(Path(sys.argv[1]).read_text())['DATA']['ROOT']}-gone"]
         return
     *file, number = where
     {"write": _in_write, "rename": _in_rename, "evaluate": _in_evaluation}.get(kind, _in_step)(kind, int(number), *file)
@@ -138,6 +144,9 @@ def _in_step(kind: str, number: int) -> None:
 
     def agreed(self, stop, record):
         if kind == "stop" and self.state.step + 1 == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if kind == "job" and self.state.step + 1 == number:
+            subprocess.run(["kill", "-TERM", *(str(process.pid) for process in multiprocessing.active_children())])
             os.kill(os.getpid(), signal.SIGTERM)
         return agree(self, stop, record)
 
