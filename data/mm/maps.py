@@ -53,7 +53,9 @@ class PairedMaps(BaseSegDataset):
         **arguments: Any,
     ) -> None:
         facts = dict(metainfo or {})
-        self.replaced, self.look = dict(facts.pop("label_map", None) or {}), look
+        self.look, replaced = look, facts.pop("label_map", None) or {}
+        # A recipe that a checkpoint holds has words for keys.
+        self.replaced = {int(old) if str(old).isdecimal() else old: new for old, new in dict(replaced).items()}
         given = dict(img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, reduce_zero_label=reduce_zero_label)
         super().__init__(metainfo=facts, **given, **arguments)
 

@@ -182,6 +182,8 @@ def test_masks_of_0_and_another_number(pair, opened, number):
         assert kinds(pair.root, 2) & {"no labelled pixel", "label out of range"}
     dataset = opened(two, reduce_zero_label=False, metainfo=dict(label_map={number: 1}))
     assert np.array_equal(loaded(dataset), LABELS == 3)
+    stored = opened(two, reduce_zero_label=False, metainfo=dict(label_map={str(number): 1}))
+    assert np.array_equal(loaded(stored), LABELS == 3)
     assert not kinds(pair.root, 2, reduced=False, replaced={number: 1})
 
 
@@ -216,7 +218,7 @@ def test_replacements_and_both_conventions():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{255: 9}, {"255": 1}, {-1: 1}, {70000: 1}, {255: 1.0}, {255: None}, {True: 1}], ids=str
+    "wrong", [{255: 9}, {"a": 1}, {-1: 1}, {70000: 1}, {255: 1.0}, {255: None}, {True: 1}], ids=str
 )
 def test_replacements_that_make_no_labels(pair, opened, wrong):
     pair()
