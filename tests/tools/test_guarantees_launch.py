@@ -47,6 +47,16 @@ def test_the_mistake_of_one_process_is_told_by_all(config, images, launch, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_predict_is_for_one_process(config, images, launch, tmp_path):
+    (best := tmp_path / "best.pt").touch()
+    both = launch("none:1", "predict", config, best, images / "val", "--output", tmp_path / "out", processes=2)
+    assert both.wait(60) == [2, 2], both.said()
+    for rank, sign in ((0, ""), (1, "[rank 1] ")):
+        told = f"{sign}error: predict works in one process, and is started 2 times: no torchrun\n"
+        assert both.said(rank) == told
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_signal_to_every_process_of_a_job_saves(task, launch, tmp_path):
     """To each process by itself, loader processes included, as a scheduler sends it."""
     run = tmp_path / "run"
