@@ -216,7 +216,8 @@ def eval_loader(config: CfgNode, source: Source | IterableDataset, rank: int, wo
     """The evaluation loader as DATA and EVAL say: no padding, each image once."""
     transform = eval_transform(config)
     bad = BadImages(config.DATA.MAX_BAD, "DATA.MAX_BAD")
-    common = dict(batch_size=config.DATA.EVAL_BATCH, **_worker_options(config, min(config.DATA.EVAL_BATCH, count_images(source))))
+    batch = config.DATA.EVAL_BATCH
+    common = dict(batch_size=batch, **_worker_options(config, min(batch, count_images(source))))
     if isinstance(source, IterableDataset):
         streamed = Streamed(config, source, transform, alone=True)
         source.set_loader_cfg(num_workers=config.DATA.WORKERS)
