@@ -21,11 +21,12 @@ from elsa.tools.tasks import pictures
 
 operators.provide()
 
-from mmengine.structures import PixelData  # noqa: E402
+from mmdet.structures import DetDataSample  # noqa: E402
+from mmengine.structures import InstanceData, PixelData  # noqa: E402
 from mmseg.structures import SegDataSample  # noqa: E402
 
 from elsa.data.mm import maps  # noqa: E402, F401  registers the data sets
-from elsa.tools.tasks.mm.pictures import MapDrawing, MapPredictions, PicturesOfTest  # noqa: E402
+from elsa.tools.tasks.mm.pictures import MapDrawing, MapPredictions, ObjectDrawing, PicturesOfTest  # noqa: E402
 
 NAMES = {
     "dollars": "price_$5_to_$9",
@@ -145,6 +146,24 @@ def test_label_maps_of_any_shape(tmp_path, shape, capfd):
     assert not capfd.readouterr().err
 
 
+@pytest.mark.parametrize("size", [(60, 40), (1, 900), (900, 1)])
+def test_objects_with_any_name_in_pictures_of_any_shape(size, capfd):
+    init_default_scope("mmdet")
+    drawing, (width, height) = ObjectDrawing({"classes": tuple(NAMES.values())}), size
+    found = DetDataSample()
+    found.pred_instances = InstanceData(
+        bboxes=torch.tensor([[0.0, 0.0, width, height]] * len(NAMES)),
+        labels=torch.arange(len(NAMES)),
+        scores=torch.full((len(NAMES),), 0.9),
+        masks=torch.ones(len(NAMES), height, width, dtype=torch.bool),
+    )
+    picture = drawing(np.zeros((height, width, 3), np.uint8), found, with_truth=False)
+    assert picture.size == size
+    assert np.asarray(picture).any()
+    assert r"price_\$5_to_\$9" in drawing.visualizer.dataset_meta["classes"]
+    assert not capfd.readouterr().err
+
+
 class Stub(torch.nn.Module):
     """Says one label everywhere."""
 
@@ -164,7 +183,7 @@ def predictions(folder, classes, **dataset):
         type="CheckedMapsDataset", data_root="nowhere", metainfo=dict(classes=tuple(classes)), pipeline=steps
     )
     config = Config(dict(test_dataloader=dict(dataset={**settings, **dataset})))
-    return MapPredictions(config, classes, folder)
+    return MapPredictions(config, classes, folder, {})
 
 
 @pytest.mark.parametrize(

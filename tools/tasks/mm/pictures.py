@@ -73,7 +73,8 @@ class ObjectDrawing:
         self.visualizer.dataset_meta, self.threshold = {"palette": "random", **metainfo, "classes": classes}, threshold
 
     def __call__(self, image: np.ndarray, sample: Any, with_truth: bool) -> Image.Image:
-        self.visualizer.add_datasample("image", image, sample, draw_gt=with_truth, pred_score_thr=self.threshold)
+        with warnings.catch_warnings(action="ignore"):  # letters that no font has are drawn as boxes
+            self.visualizer.add_datasample("image", image, sample, draw_gt=with_truth, pred_score_thr=self.threshold)
         return Image.fromarray(self.visualizer.get_image())
 
 
