@@ -49,8 +49,8 @@ class Loader(DataLoader):
         ahead = self.num_workers * (self.prefetch_factor or 0)
         if ahead and SHARED.is_dir() and (free := shutil.disk_usage(SHARED).free) < ahead * batch_bytes:
             raise DataError(
-                f"{SHARED} has {free / MB:.3g} MB free, but {self.num_workers} loader processes load {ahead} batches of "
-                f"{batch_bytes / MB:.3g} MB ahead; {self._cure()}"
+                f"{SHARED} has {free / MB:.3g} MB free, but {self.num_workers} loader processes load {ahead} batches "
+                f"of {batch_bytes / MB:.3g} MB ahead; {self._cure()}"
             )
 
     def _cure(self) -> str:

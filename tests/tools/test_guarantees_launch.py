@@ -67,6 +67,24 @@ def test_a_signal_to_every_process_of_a_job_saves(task, launch, tmp_path):
     assert left_over(run) == []
 
 
+def test_what_torchrun_starts_again_goes_on(config, tool, tmp_path, signal_at, monkeypatch):
+    """The same command, --overwrite or another run's checkpoint included, began the run that is there."""
+    old = tmp_path / "old"
+    signal_at(1, signal.SIGTERM)
+    assert tool("train", config, "--output", old).code == 0
+    for name, own in (("over", ["--overwrite"]), ("path", ["--resume", old / "last.pt"])):
+        arguments = ("train", config, "--output", tmp_path / name, *own)
+        signal_at(4, signal.SIGTERM)
+        assert tool(*arguments).code == 0
+        signal_at()
+        with monkeypatch.context() as started:
+            started.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+            outcome = tool(*arguments)
+        assert outcome.code == 0, outcome.err
+        assert "resumed after step 5" in outcome.err
+        assert tool(*arguments[:4]).code == 2, "only then"
+
+
 def test_the_end_of_the_terminal_stops_a_run_and_nohup_does_not(config, tool, tmp_path, signal_at):
     signal_at(2, signal.SIGHUP)
     outcome = tool("train", config, "--output", tmp_path / "heard")
