@@ -98,8 +98,8 @@ def parse(
         path = find_recipe(known.config)
         task, recipe = read(path, known.overrides)
     else:
-        path = known.checkpoint.resolve() if known.checkpoint.is_dir() else known.checkpoint.resolve().parent
         task, recipe = restore(known.checkpoint, known.trust_checkpoint, known.overrides)
+        path = known.checkpoint.resolve() if known.checkpoint.is_dir() else known.checkpoint.resolve().parent
     if only and task.name != only:
         raise ConfigError(f"{known.config or known.checkpoint} has a recipe of {task.name}; this is for {only}")
     for flag, options in task.options.get(verb, []):
@@ -165,8 +165,11 @@ def find_recipe(path: Path) -> Path:
         ConfigError: neither; the message has the nearest name.
     """
     shipped = shipped_recipes()
-    if path.exists() or path.suffix in RECIPES:
-        return path
+    try:
+        if path.exists() or path.suffix in RECIPES:
+            return path
+    except OSError as error:  # a name that no file can have
+        raise ConfigError(f"{str(path):.80}: {error.strerror}") from error
     if path.name == str(path) and path.name in shipped:
         return shipped[path.name]
     raise ConfigError(f"{path} is neither a file nor a shipped recipe{did_you_mean(path.name, shipped)}")
@@ -178,7 +181,7 @@ def shipped_recipes() -> dict[str, Path]:
 
 def is_recipe(path: Path) -> bool:
     """Whether a path must be CONFIG, as it is named like one."""
-    return path.suffix in RECIPES or (not path.exists() and str(path) in shipped_recipes())
+    return path.suffix in RECIPES or (str(path) in shipped_recipes() and not path.exists())
 
 
 def require_dense_packages() -> None:

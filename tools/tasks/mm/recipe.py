@@ -17,6 +17,9 @@ from .keys import MAY_CHANGE, READ, RUNNER_ONLY, check_keys
 from .overrides import apply_overrides
 from .values import read_values_only, refuse_code, refuse_pickles
 
+# In the file that is saved, for mmseg's inference_model, which looks there.
+PIPELINE = 'test_pipeline = test_dataloader["dataset"]["pipeline"]\n'
+
 
 def read_recipe(path: Path, overrides: Iterable[str]) -> Recipe:
     """The recipe of a file, which is executed, with ``--set`` applied.
@@ -24,14 +27,16 @@ def read_recipe(path: Path, overrides: Iterable[str]) -> Recipe:
     Raises:
         ConfigError: no such file, not a configuration, or a key that has no effect.
     """
-    if not path.is_file():
-        near = did_you_mean(path.name, (other.name for other in path.parent.glob("*.py")))
-        raise ConfigError(f"{path} does not exist{near}")
     read_values_only()
     try:
+        if not path.is_file():
+            near = did_you_mean(path.name, (other.name for other in path.parent.glob("*.py")))
+            raise ConfigError(f"{path} does not exist{near}")
         with path.open("rb") as stream:
             marked = stream.read(3) == codecs.BOM_UTF8
         config = None if marked else Config.fromfile(path)
+    except ConfigError:
+        raise
     except Exception as error:  # the file is code, and may raise anything
         raise ConfigError(f"{path} is no mmengine configuration: {_first_line(error)}") from error
     if config is None:
@@ -77,7 +82,10 @@ def _recipe(config: Config, origin: str, overrides: Iterable[str]) -> Recipe:
             config.pop(name)
         values = config.to_dict()
         refuse_pickles(values)
-        return Recipe(config, "config.py", config.pretty_text, dict(_flat(values)), MAY_CHANGE)
+        text = config.pretty_text
+        if "pipeline" in config.test_dataloader.dataset:
+            text += PIPELINE
+        return Recipe(config, "config.py", text, dict(_flat(values)), MAY_CHANGE)
     except RecursionError as error:
         raise ConfigError(f"{origin} has too many levels, or leads back to itself") from error
     except SyntaxError as error:
