@@ -32,7 +32,7 @@ from elsa.tools.tasks.mm.recipe import read_recipe
         (["model.roi_head.bbox_head.num_classes=80"], ["bbox_head.num_classes is 80", "10 classes"]),
         (["data_root=/nowhere/at/all"], ["/nowhere/at/all/ does not exist", "--set data_root"]),
         (["train_dataloader.dataset.dataset.ann_file=annotations/instances_train.json"],
-         ["instances_train.json does not exist", "instances_train2017.json"]),
+         ["instances_train.json missing", "instances_train2017.json"]),
         (["train_dataloader.dataset.dataset.data_prefix.img=train2016/"], ["8 of 8", "absent", "train2016/001.jpg"]),
     ],
     ids=lambda value: value[0][:45] if isinstance(value, list) else None,
@@ -139,10 +139,10 @@ def renamed(content):
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        (lambda content: json.dumps(content)[:300], ["instances_train2017.json is truncated or no JSON", "column"]),
-        (without("categories"), ["has no categories"]),
-        (without("annotations"), ["has no annotations"]),
-        (unknown_category, ["categories that it does not list: 99"]),
+        (lambda content: json.dumps(content)[:300], ["instances_train2017.json is not JSON", "column"]),
+        (without("categories"), ["no list categories"]),
+        (without("annotations"), ["no list annotations"]),
+        (unknown_category, ["annotation 1, image 1, category_id: annotation of an unknown category (category 99)"]),
         (renamed, ["lacks 1 of 10 classes", "'3'"]),
     ],
 )
