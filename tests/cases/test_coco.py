@@ -267,6 +267,7 @@ def test_a_step_that_cannot_take_an_image_counts_it_as_unreadable(data):
     loaded["pipeline"].insert(2, Fails())
     wrapped = dict(dataset=dict(type="SeededDataset", dataset=loaded))
     batches = train_loader(wrapped, (2, 1), 0, 0, 1, max_bad=1)
+    assert batches.loader.dataset.metainfo["category_ids"] == [1, 2, 3], "they go into the checkpoint"
     list(batches.epoch(0))
     (name,) = batches.bad.names
     assert name.endswith("002.jpg")

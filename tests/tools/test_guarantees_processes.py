@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 
 import pytest
@@ -113,6 +114,26 @@ def test_evaluation_counts_every_image_once_for_any_number_of_processes(task, wh
         assert results["metrics"][task.metric] == logged[task.metric] > 0
     shared = found[1]["metrics"].keys() & logged.keys()
     assert {name: found[1]["metrics"][name] for name in shared} == {name: logged[name] for name in shared}
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"], indirect=True)
+def test_an_image_that_cannot_be_read_is_left_out_by_any_number_of_processes(task, whole, tool, launch, tmp_path):
+    data = shutil.copytree(task.data, tmp_path / "data")
+    broken = sorted(path for path in data.rglob("*.jpg") if "val" in str(path.relative_to(data)))[1]
+    broken.write_text("no image")
+    arguments = ("evaluate", task.recipe, whole / "last.pt", *task.single, *task.set(data=data), "--output")
+    assert tool(*arguments, tmp_path / "1").code == 0
+    for processes in (2, 3):
+        several = launch("none", *arguments, tmp_path / str(processes), processes=processes)
+        assert several.wait() == [0] * processes, several.said()
+        assert several.said().count(f"left out of the evaluation: {broken}") == 1
+    found = [json.loads((tmp_path / str(count) / "results.json").read_text()) for count in (1, 2, 3)]
+    for results in found:
+        assert results["count"] == task.images - 1
+        assert len(results["skipped"]) == 1 and str(broken) in results["skipped"][0]
+        assert results["metrics"] == found[0]["metrics"]
+    outcome = tool(*arguments, tmp_path / "none", "--set", "run.max_bad=0")
+    assert outcome.code == 2 and str(broken) in outcome.err.splitlines()[-1]
 
 
 def test_what_two_processes_evaluate_is_what_they_save(task, tool, launch, tmp_path):

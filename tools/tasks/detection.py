@@ -73,7 +73,8 @@ def all_columns(config: Config, args: argparse.Namespace) -> list[tuple[Config, 
     """One pass, with boxes and masks evaluated each by a metric of its own: mmdet names the classes of both alike."""
     config = copy.deepcopy(config)
     if (metric := config.test_evaluator).get("type") == "CocoMetric":
-        kinds = metric.metric if isinstance(metric.metric, list) else [metric.metric]
+        wanted = metric.get("metric", "bbox")
+        kinds = wanted if isinstance(wanted, (list, tuple)) else [wanted]
         columns = dict(metric_items=COCO_COLUMNS, classwise=args.per_class)
         config.test_evaluator = [{**metric, **columns, "metric": kind, "prefix": kind} for kind in kinds]
     return [(config, False)]
