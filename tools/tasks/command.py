@@ -169,7 +169,7 @@ def find_recipe(path: Path) -> Path:
         if path.exists() or path.suffix in RECIPES:
             return path
     except OSError as error:  # a name that no file can have
-        raise ConfigError(f"{str(path):.80}: {error.strerror}") from error
+        raise ConfigError(f"{path!s:.80}: {error.strerror}") from error
     if path.name == str(path) and path.name in shipped:
         return shipped[path.name]
     raise ConfigError(f"{path} is neither a file nor a shipped recipe{did_you_mean(path.name, shipped)}")

@@ -16,6 +16,7 @@ ADDED = (
     *("run.ema_decay", "optim_wrapper.clip_grad", "train_cfg.save_steps"),
     *("pretrained", "pretrained_ignore", "embedded"),
 )
+FREE = ("embedded", "model_args")  # sections whose keys are arguments
 
 
 def apply_overrides(config: Config, overrides: Iterable[str], read: Iterable[str]) -> None:
@@ -83,8 +84,8 @@ def _child(node: Any, part: str, where: str) -> Any:
         if part.isdecimal() and int(part) < len(node):
             return node[int(part)]
         raise ConfigError(f"--set {full}: {where} is a list of {len(node)} entries")
-    if isinstance(node, (dict, Config)) and (where.endswith("model_args") or full in ADDED):
-        return node.get(part)  # the backbone refuses names that it does not know
+    if isinstance(node, (dict, Config)) and (where.endswith(FREE) or full in ADDED):
+        return node.get(part)  # what takes them refuses names that it does not know
     if not isinstance(node, (dict, Config)) or part not in node:
         keys = [str(key) for key in node] if isinstance(node, (dict, Config)) else []
         there = did_you_mean(part, keys) or f"; there is {', '.join(keys[:8]) or 'nothing below it'}"
