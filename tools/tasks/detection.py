@@ -81,7 +81,7 @@ def all_columns(config: Config, args: argparse.Namespace) -> list[tuple[Config, 
 
 
 def name_numbers(metrics: Mapping[str, float], config: Config) -> dict[str, float | None]:
-    """{"bbox/bbox_mAP": …, "bbox/cat_precision": …} → {"coco/bbox_mAP": …, "coco/bbox_AP/cat": …}; what is not finite becomes None.
+    """{"bbox/bbox_mAP": …, "bbox/cat_precision": …} → {"coco/bbox_mAP": …, "coco/bbox_AP/cat": …}; None for NaN.
 
     mmdet gives no numbers at all where nothing was found: these are zeros.
     """
