@@ -65,9 +65,10 @@ class Loader(DataLoader):
         try:
             yield from batches
         except (RuntimeError, EOFError, OSError) as error:
-            processes = getattr(batches, "_workers", ())
-            multiprocessing.connection.wait([process.sentinel for process in processes], timeout=1.0)  # for one to end
-            for process in processes:
+            processes = {process.sentinel: process for process in getattr(batches, "_workers", ())}
+            for ended in multiprocessing.connection.wait(processes, timeout=1.0):
+                process = processes[ended]
+                process.join(1.0)  # until there is an exit code
                 if process.exitcode:
                     raise ProcessLost(self._epitaph(process.exitcode)) from error
             raise
