@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import cache
 from types import FunctionType
 from typing import Any
 
@@ -27,7 +28,13 @@ READ = (
     *(*NEEDED, "custom_imports", "data_root", "embedded", "image_orientation", "pretrained", "pretrained_ignore"),
     *("tta_model", "tta_pipeline", "visualizer"),
 )
-MEANT = (*NEEDED, "embedded", "image_orientation", "pretrained", "pretrained_ignore")  # names that others may be misspelt from
+MEANT = (
+    *NEEDED,
+    "embedded",
+    "image_orientation",
+    "pretrained",
+    "pretrained_ignore",
+)  # names that others may be misspelt from
 # What stands where, in words and as types; None stands for a key that is not there.
 KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
     **dict.fromkeys(("model", "train_cfg", "optim_wrapper", "randomness", "run"), ("a dict", (dict,))),
@@ -190,7 +197,7 @@ def check_keys(config: Config, origin: str) -> None:
 
 def _check_kinds(values: Mapping[str, Any], origin: str) -> None:
     for name, value in nodes(values):
-        words, kinds = next((kind for pattern, kind in KINDS.items() if fnmatchcase(name, pattern)), ("", (object,)))
+        words, kinds = _kind(name)
         needed = words.endswith("type") or name.rpartition(".")[2].isdecimal()
         if not isinstance(value, kinds) and not (value is None and not needed):
             raise ConfigError(f"{origin}: {name} must be {words}, got {value!r:.80}")
@@ -198,6 +205,16 @@ def _check_kinds(values: Mapping[str, Any], origin: str) -> None:
             raise ConfigError(f"{origin}: {name} must be {words}, got {dict(value)!r:.80}")
         if isinstance(value, str) and not (value.isprintable() or name.startswith("model.")):
             raise ConfigError(f"{origin}: {name} has characters that cannot be printed: {value!r:.80}")
+
+
+@cache
+def _kind(name: str) -> tuple[str, tuple[type, ...]]:
+    return next((kind for pattern, kind in KINDS.items() if fnmatchcase(name, pattern)), ("", (object,)))
+
+
+@cache
+def _number(name: str) -> Key | None:
+    return next((key for pattern, key in NUMBERS.items() if fnmatchcase(name, pattern)), None)
 
 
 def _check_section(config: Config, section: str, known: tuple[str, ...], origin: str) -> None:
@@ -226,7 +243,7 @@ def _check_numbers(values: Mapping[str, Any], origin: str) -> None:
     for name, value in nodes(values):
         if isinstance(value, float) and math.isnan(value):
             raise ConfigError(f"{origin}: {name} is no number (nan)")
-        key = next((key for pattern, key in NUMBERS.items() if fnmatchcase(name, pattern)), None)
+        key = _number(name)
         if key is None and isinstance(value, float) and math.isinf(value):
             raise ConfigError(f"{origin}: {name} is {value}, which the file that is saved could not hold")
         if key is None or (value is None and any(fnmatchcase(name, pattern) for pattern in OPTIONAL)):

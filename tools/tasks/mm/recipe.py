@@ -82,7 +82,7 @@ def _recipe(config: Config, origin: str, overrides: Iterable[str]) -> Recipe:
             config.pop(name)
         values = config.to_dict()
         refuse_pickles(values)
-        text = config.pretty_text
+        text = config.pretty_text.rstrip("\n") + "\n"
         if "pipeline" in config.test_dataloader.dataset:
             text += PIPELINE
         return Recipe(config, "config.py", text, dict(_flat(values)), MAY_CHANGE)
