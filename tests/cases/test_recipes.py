@@ -281,6 +281,11 @@ def test_patterns_must_match_and_need_the_file(root, whole):
         read_recipe(root / RECIPES["detection"], ["pretrained_ignore=['a.*']"])
 
 
+def test_load_from_is_refused_with_what_does_its_work(recipe):
+    with pytest.raises(ConfigError, match=r"--set load_from: .*pretrained starts from a whole detector or segmentor"):
+        read_recipe(recipe, ["load_from=x.pth"])
+
+
 # ---- values --------------------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,9 +18,12 @@ from elsa.core import UserError
 from elsa.data import write_digits_ade, write_digits_coco
 from elsa.data.mm.loaders import eval_loader, train_loader
 from elsa.engine import Runtime
+from elsa.tools.tasks import detection, segmentation
 from elsa.tools.tasks.mm import recipe as recipes
+from elsa.tools.tasks.mm.evaluation import Metric, check_metric
 from elsa.tools.tasks.mm.keys import READ
 from elsa.tools.tasks.mm.optim import Schedules, build_optimizer
+from elsa.tools.tasks.mm.prediction import known_classes
 from elsa.tools.tasks.mm.session import build_model, check_classes, draw_embedded, mistakes_named, prepare
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +31,7 @@ FILES = {
     "detection": ROOT / "configs/detection/mask_rcnn_elsa_swin_nano_digits.py",
     "segmentation": ROOT / "configs/segmentation/upernet_elsa_swin_nano_digits.py",
 }
+TASKS = {"detection": detection, "segmentation": segmentation}
 RUNTIME = Runtime(0, 1, torch.device("cpu"))
 WORDS = st.sampled_from(
     ["", " ", "None", "é", "数字", "a\0b", "\ud800", "x" * 5000, "../..", "{{fileDirname}}", "1e-3", "True"]
@@ -100,6 +105,10 @@ def use(config, task):
     prepare(config)
     draw_embedded(Config({**config.to_dict(), "embedded": None}), RUNTIME)
     check_classes(config, ["a"] * (10 + (task == "segmentation")))
+    module, options = TASKS[task], SimpleNamespace(per_class=True, scales="both")
+    check_metric(config.val_evaluator, config.run.metric, Metric((), module.known_numbers), known_classes(config))
+    with mistakes_named("tta_pipeline"):
+        (module.all_columns if task == "detection" else module.scales)(config, options)
     with mistakes_named("optim_wrapper"):
         optimizer = build_optimizer(Small(), config.optim_wrapper)
     with mistakes_named("param_scheduler"):

@@ -74,6 +74,8 @@ def test_what_holds_no_recipe(task, checkpoint, refused, tool, tmp_path):
     refused(tool("evaluate", task.recipe), f"CHECKPOINT is missing: {task.recipe} is a recipe")
     refused(tool("predict", task.recipe, tmp_path), f"CHECKPOINT is missing: {task.recipe} is a recipe")
     refused(tool("evaluate", "elsa_swin_tiny"), "CHECKPOINT is missing")
+    refused(tool("evaluate", checkpoint, task.recipe), "last.pt is a checkpoint, where CONFIG is meant")
+    refused(tool("train", checkpoint, "--output", tmp_path / "a"), "last.pt is a checkpoint, where CONFIG is meant")
 
 
 def test_a_stored_recipe_of_another_task(task, checkpoint, refused, tool, tmp_path):

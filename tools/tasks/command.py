@@ -22,7 +22,7 @@ CONFIGS = Path(elsa.core.__file__).resolve().parents[1] / "configs"
 TASKS = {"classification": "Classification", "detection": "Detection", "segmentation": "Segmentation"}
 SCOPES = {"mmdet": "detection", "mmseg": "segmentation"}
 DENSE_PACKAGES = ("mmengine", "mmcv", "mmdet", "mmseg", "pycocotools")
-RECIPES = (".py", ".yaml", ".yml")  # endings
+RECIPES, WEIGHTS = (".py", ".yaml", ".yml"), (".pt", ".pth", ".safetensors")  # endings
 Option = tuple[str, dict[str, Any]]
 
 
@@ -140,11 +140,10 @@ def restore(checkpoint: Path, trust: bool, overrides: list[str]) -> tuple[Task, 
         raise ConfigError(f"CHECKPOINT is missing: {checkpoint} is a recipe")
     content = read_checkpoint(checkpoint, trust)
     config = content.get("config")
-    if not isinstance(config, dict):
-        raise ConfigError(f"{checkpoint} holds no recipe; name CONFIG before it")
+    config = config if isinstance(config, dict) else {}
     name = content.get("task") or ("classification" if "MODEL.NAME" in config else None)
-    if name not in TASKS:
-        raise ConfigError(f"{checkpoint} holds no recipe of {', '.join(TASKS)}; name CONFIG before it")
+    if not config or name not in list(TASKS):
+        raise ConfigError(f"{checkpoint} holds no recipe; name CONFIG before it")
     if name != "classification":
         require_dense_packages()
     task = load_task(name)
@@ -165,6 +164,8 @@ def find_recipe(path: Path) -> Path:
         ConfigError: neither; the message has the nearest name.
     """
     shipped = shipped_recipes()
+    if path.suffix in WEIGHTS:
+        raise ConfigError(f"{path} is a checkpoint, where CONFIG is meant: a recipe comes before the checkpoint")
     try:
         if path.exists() or path.suffix in RECIPES:
             return path

@@ -71,12 +71,17 @@ def known_numbers(settings: Mapping[str, Any], classes: Sequence[str]) -> list[s
 
 def all_columns(config: Config, args: argparse.Namespace) -> list[tuple[Config, bool]]:
     """One pass, with boxes and masks evaluated each by a metric of its own: mmdet names the classes of both alike."""
-    config = copy.deepcopy(config)
-    if (metric := config.test_evaluator).get("type") == "CocoMetric":
-        wanted = metric.get("metric", "bbox")
-        kinds = wanted if isinstance(wanted, (list, tuple)) else [wanted]
-        columns = dict(metric_items=COCO_COLUMNS, classwise=args.per_class)
-        config.test_evaluator = [{**metric, **columns, "metric": kind, "prefix": kind} for kind in kinds]
+    config, parts = copy.deepcopy(config), []
+    given = config.test_evaluator
+    for metric in [given] if isinstance(given, Mapping) else given:
+        if metric["type"] == "CocoMetric":
+            wanted = metric.get("metric", "bbox")
+            kinds = wanted if isinstance(wanted, (list, tuple)) else [wanted]
+            columns = dict(metric_items=COCO_COLUMNS, classwise=args.per_class)
+            parts += [{**metric, **columns, "metric": kind, "prefix": kind} for kind in kinds]
+        else:
+            parts.append(metric)
+    config.test_evaluator = parts
     return [(config, False)]
 
 
@@ -85,7 +90,7 @@ def name_numbers(metrics: Mapping[str, float], config: Config) -> dict[str, floa
 
     mmdet gives no numbers at all where nothing was found: these are zeros.
     """
-    kinds = [part["prefix"] for part in config.test_evaluator] if isinstance(config.test_evaluator, list) else []
+    kinds = [part["prefix"] for part in config.test_evaluator if part["type"] == "CocoMetric"]
     named: dict[str, float | None] = {f"coco/{kind}_{column}": 0.0 for kind in kinds for column in COCO_COLUMNS}
     for key, value in metrics.items():
         kind, _, name = key.partition("/")

@@ -109,6 +109,7 @@ def scales(config: Config, args: argparse.Namespace) -> list[tuple[Config, bool]
         flips = any(step.get("prob") == 1 for choice in config.tta_pipeline[-1].transforms for step in choice)
         if augmented.test_dataloader.dataset.get("type") in CHECKED:
             augmented.test_dataloader.dataset.look = 0  # the first pass did
-        augmented.test_evaluator.prefix = "multi_scale_flip" if flips else "multi_scale"
+        for part in [metric] if isinstance(metric := augmented.test_evaluator, Mapping) else metric:
+            part.prefix = "multi_scale_flip" if flips else "multi_scale"
         passes.append((augmented, True))
     return passes

@@ -203,7 +203,8 @@ def _left_out(measured: Measured) -> str:
 def check_metric(settings: Any, wanted: str, metric: Metric, classes: Sequence[str]) -> None:
     """Raises ConfigError where it is known beforehand that the evaluator will not give the wanted number."""
     parts = settings if isinstance(settings, (list, tuple)) else [settings]
-    known = [metric.known(part, classes) for part in parts]
+    with mistakes_named("val_evaluator"):
+        known = [metric.known(part, classes) for part in parts]
     names = [name for some in known for name in some]
     if all(known) and wanted not in names:
         raise ConfigError(f"run.metric {wanted!r} is no number of the evaluation{did_you_mean(wanted, names)}")
@@ -227,7 +228,8 @@ def evaluate_checkpoint(
     config = recipe.config
     prepare(config)
     draw_embedded(config, runtime)
-    planned = passes(config, args)
+    with mistakes_named("test_evaluator and tta_pipeline"):
+        planned = passes(config, args)
     model, _ = build_model(config, runtime)
     metrics: dict[str, float | None] = {}
     max_bad = config.run.get("max_bad", 0)

@@ -22,6 +22,7 @@ NEEDED = (
     *("model", "train_cfg", "train_dataloader", "val_dataloader", "test_dataloader", "val_evaluator"),
     *("test_evaluator", "optim_wrapper", "param_scheduler", "global_batch", "randomness", "run", "default_scope"),
 )
+NEEDED_BELOW = (("model", "type"), *((f"{split}_dataloader", "dataset") for split in ("train", "val", "test")))
 # Everything that is read; other names of a configuration are its own helper variables. The visualizer is read by mm's
 # own inferencers, which the same file serves.
 READ = (
@@ -186,6 +187,8 @@ def check_keys(config: Config, origin: str) -> None:
             raise ConfigError(f"{origin}: {name!r} means nothing here; did you mean {near[0]}?")
     values = {name: value for name, value in config.items() if name in READ}
     _check_kinds(values, origin)
+    if missing := [f"{top}.{name}" for top, name in NEEDED_BELOW if not config[top].get(name)]:
+        raise ConfigError(f"{origin} lacks {', '.join(missing)}")
     for section, known in SECTIONS.items():
         _check_section(config, section, known, origin)
     _check_length(config.train_cfg, origin)
@@ -204,7 +207,13 @@ def _check_kinds(values: Mapping[str, Any], origin: str) -> None:
         if words == "a dict with type" and not value.get("type"):
             raise ConfigError(f"{origin}: {name} must be {words}, got {dict(value)!r:.80}")
         if isinstance(value, str) and not (value.isprintable() or name.startswith("model.")):
-            raise ConfigError(f"{origin}: {name} has characters that cannot be printed: {value!r:.80}")
+            locale = "; under LC_ALL=C names are ASCII, under LC_ALL=C.UTF-8 any" if not _is_text(value) else ""
+            raise ConfigError(f"{origin}: {name} has characters that cannot be printed: {value!r:.80}{locale}")
+
+
+def _is_text(value: str) -> bool:
+    """Whether a string is no name of a file whose bytes the locale has no characters for."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 @cache

@@ -11,6 +11,8 @@ from mmengine.config import Config
 from elsa.core import ConfigError, did_you_mean
 from elsa.engine import split_overrides
 
+from .keys import RUNNER_ONLY
+
 # Keys that a recipe need not have.
 ADDED = (
     *("run.ema_decay", "optim_wrapper.clip_grad", "train_cfg.save_steps"),
@@ -52,6 +54,8 @@ def _apply(config: Config, name: str, value: Any, text: str, read: tuple[str, ..
         rest = name.removeprefix(top)
         there = f"set {place}{rest}, where its value was copied to" if place else "its value is used nowhere as a whole"
         raise ConfigError(f"--set {name} would have no effect: {top} is a helper variable of the file; {there}")
+    if top in RUNNER_ONLY and top not in config:
+        raise ConfigError(f"--set {name}: it is read by mmengine's Runner alone; here {RUNNER_ONLY[top]}")
     nodes: list[Any] = [config]
     for depth, part in enumerate(parents):
         nodes.append(_child(nodes[-1], part, ".".join(parents[:depth])))

@@ -17,7 +17,7 @@ from elsa.models import load_pretrained, read_checkpoint
 from ..checkpoints import check_classes as check_names
 from ..checkpoints import class_names
 from ..command import find_images
-from .session import build_model, check_classes, prepare
+from .session import build_model, check_classes, mistakes_named, prepare
 
 
 def predict(config: Config, args: argparse.Namespace, runtime: Runtime, kind: Callable[..., Any]) -> None:
@@ -40,9 +40,11 @@ def predict(config: Config, args: argparse.Namespace, runtime: Runtime, kind: Ca
     classes = class_names(content) or known_classes(config)
     check_classes(config, classes)
     model.to(runtime.device).eval()
-    found = kind(config, classes, args.output, facts_of_data(content))
+    with mistakes_named("test_dataloader.dataset"):
+        found = kind(config, classes, args.output, facts_of_data(content))
     for path in tqdm(paths, desc="predicting", unit="image", disable=None, leave=False):
-        found.add(model, path)
+        with mistakes_named(str(path)):
+            found.add(model, path)
     if not found.images:
         raise DataError(f"none of the images of {args.images} can be predicted: {found.skipped[0]['reason']}")
     write_json(args.output / "predictions.json", found.as_json())
@@ -60,5 +62,6 @@ def facts_of_data(content: Mapping[str, Any]) -> Mapping[str, Any]:
 def known_classes(config: Config) -> list[str]:
     """The recipe's class names, else those of its data set's type; empty where there are none."""
     dataset = config.test_dataloader.dataset
-    names = dataset.get("metainfo", {}).get("classes") or DATASETS.get(dataset.type).METAINFO.get("classes")
-    return list(names or ())
+    with mistakes_named("test_dataloader.dataset"):
+        names = (dataset.get("metainfo") or {}).get("classes") or DATASETS.get(dataset.type).METAINFO.get("classes")
+        return list(names or ())

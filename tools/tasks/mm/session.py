@@ -20,7 +20,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from elsa.core import ConfigError, UserError
+from elsa.core import ConfigError, TrainingError, UserError
 from elsa.data import write_digits_ade, write_digits_coco
 from elsa.engine import Runtime
 
@@ -82,7 +82,7 @@ def mistakes_named(place: str) -> Iterator[None]:
     try:
         with redirect_stdout(io.StringIO()):
             yield
-    except UserError:
+    except (UserError, TrainingError):
         raise
     except REFUSALS as error:
         cause: BaseException | None = error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -32,15 +33,17 @@ class DenseStep(Step):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.clipped = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.proven = False  # whether the parts of the model fit together
 
     def count(self, batch: Mapping[str, Any]) -> int:
         return len(batch["inputs"])
 
     def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, Tensor]]:
-        with self.precision.autocast():
+        with self.precision.autocast(), nullcontext() if self.proven else mistakes_named("model, in its first step"):
             data = self.source.data_preprocessor(batch, True)
             losses = self.model(**data, mode="loss")
-        total, terms = self.source.parse_losses(losses)
+            total, terms = self.source.parse_losses(losses)
+        self.proven = True
         return total, {name: torch.as_tensor(value) for name, value in terms.items() if name != "loss"}
 
 
