@@ -100,7 +100,7 @@ def read_run(path: Path) -> dict[str, Any]:
     if "optimizer" not in content:
         raise CheckpointError(
             f"{path} has weights only; --resume needs a last.pt. To start from it, set MODEL.PRETRAINED "
-            "(of detectors and segmentors model.backbone.pretrained)"
+            "(of detectors and segmentors pretrained, or model.backbone.pretrained)"
         )
     if content.get("format") != FORMAT:
         raise CheckpointError(f"{path} has format {content.get('format')}, this version reads {FORMAT}")

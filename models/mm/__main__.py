@@ -1,6 +1,6 @@
 """mmdet's and mmseg's own scripts: ``python -m elsa.models.mm mmdet test CONFIG CHECKPOINT``.
 
-Some of them import ``mmcv.ops`` before they read the configuration whose ``custom_imports`` name this package.
+By their names, wherever the packages lie; importing this package gives mmcv its operators before.
 """
 
 from __future__ import annotations

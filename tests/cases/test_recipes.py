@@ -111,6 +111,14 @@ def test_yaml_makes_values_alone(recipe, tmp_path, sprung):
     assert not sprung.exists()
 
 
+def test_a_base_in_yaml_holds_values_alone(root, tmp_path, sprung):
+    (tmp_path / "base.yaml").write_text(f"x: !!python/object/apply:builtins.open ['{sprung}', w]")
+    (tmp_path / "recipe.py").write_text("_base_ = 'base.yaml'\n")
+    with pytest.raises(UserError, match="more than values"):
+        read_recipe(tmp_path / "recipe.py", [])
+    assert not sprung.exists()
+
+
 def test_arrays_of_objects_are_not_read(root, tmp_path, sprung):
     """mmseg reads class weights from .npy files."""
     np.save(tmp_path / "trap.npy", np.array([Trap(sprung)], dtype=object), allow_pickle=True)
