@@ -95,7 +95,8 @@ def _is_complete(wanted: dict[str, Any], root: Path) -> bool:
     found = _stamp(root) or {}
     files = found.pop("files", {})
     try:
-        return found == wanted and isinstance(files, dict) and all((root / name).stat().st_size == size for name, size in files.items())
+        sizes = files.items() if isinstance(files, dict) else ()
+        return found == wanted and bool(sizes) and all((root / name).stat().st_size == size for name, size in sizes)
     except OSError:
         return False
 

@@ -116,8 +116,13 @@ class LabelMaps:
         path = self.folder / label_path(self.source, index)
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            raise DataError(f"label map {path} cannot be read: {str(error).splitlines()[0]}") from error
+        except pickle.UnpicklingError as error:
+            raise DataError(
+                f"label map {path} is damaged, or holds more than a tensor; nothing of it was run"
+            ) from error
+        except (OSError, RuntimeError, EOFError, ValueError) as error:
+            reason = next(iter(str(error).splitlines()), "it is empty")
+            raise DataError(f"label map {path} cannot be read: {reason}") from error
         if not isinstance(content, Tensor):
             raise DataError(f"label map {path} holds a {type(content).__name__}, not a tensor")
         return content

@@ -205,6 +205,20 @@ def spoil(labels, what):
         torch.save({"map": content}, path)
     elif what == "cut":
         path.write_bytes(path.read_bytes()[:300])
+    elif what == "empty":
+        path.write_bytes(b"")
+    elif what == "code":
+        torch.save({"map": content, "trap": Trap(labels / "sprung")}, path)
+
+
+class Trap:
+    """Unpickling this makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -219,6 +233,8 @@ def spoil(labels, what):
         ("nan", "a/001.pt has scores that are not finite"),
         ("no tensor", "a/001.pt holds a dict, not a tensor"),
         ("cut", "a/001.pt cannot be read"),
+        ("empty", "a/001.pt cannot be read"),
+        ("code", "a/001.pt is damaged, or holds more than a tensor; nothing of it was run"),
     ],
 )
 def test_a_map_that_cannot_be_used_is_named(make_config, labeled, what, message, workers):
@@ -226,6 +242,7 @@ def test_a_map_that_cannot_be_used_is_named(make_config, labeled, what, message,
     with pytest.raises(DataError, match=message) as refusal:
         scores_by_image(config_of(make_config, labeled, f"DATA.WORKERS={workers}", "DATA.BATCH=10"))
     assert "Traceback" not in str(refusal.value)
+    assert not (labeled[1] / "sprung").exists()
 
 
 def test_a_folder_that_is_not_there_or_images_that_share_a_map_are_refused(make_config, labeled, tmp_path):
