@@ -33,7 +33,7 @@ def test_drawn_where_root_and_data_root_agree(recipe, tmp_path):
     (there / "images/training/mine.jpg").write_bytes(b"mine")
     draw_embedded(config, RUNTIME)  # what it wants is there
     bigger = read_recipe(recipe, [*SMALL, f"data_root={there}", f"embedded.root={there}/", "embedded.train=3"]).config
-    with pytest.raises(ConfigError, match="holds other data than embedded.type digits-ade; .* embedded = None"):
+    with pytest.raises(ConfigError, match=r"holds other data than embedded.type digits-ade; .* embedded = None"):
         draw_embedded(bigger, RUNTIME)
     assert len(files(there)) == 8
 
@@ -59,7 +59,7 @@ def test_another_data_root_is_never_filled(recipe, tmp_path, there):
 def test_data_of_ones_own_in_the_place_is_left_alone(recipe, tmp_path):
     (tmp_path / "mine.jpg").write_bytes(b"mine")
     config = read_recipe(recipe, [*SMALL, f"data_root={tmp_path}", f"embedded.root={tmp_path}"]).config
-    with pytest.raises(ConfigError, match="holds other data than embedded.type digits-ade; to use them set embedded ="):
+    with pytest.raises(ConfigError, match=r"holds other data than embedded.type digits-ade; to use them set embedded ="):
         draw_embedded(config, RUNTIME)
     assert files(tmp_path) == ["mine.jpg"]
 
@@ -74,7 +74,7 @@ def test_a_place_that_cannot_be_written(recipe, tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file/below", tmp_path / ("x" * 300)):
         config = read_recipe(recipe, [*SMALL, f"data_root={place}", f"embedded.root={place}"]).config
-        with pytest.raises(ConfigError, match="embedded.root|holds other data") as caught:
+        with pytest.raises(ConfigError, match=r"embedded.root|holds other data") as caught:
             draw_embedded(config, RUNTIME)
         assert "\n" not in str(caught.value)
 

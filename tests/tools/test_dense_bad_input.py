@@ -226,7 +226,8 @@ def test_embedded_data_that_cannot_be_written_are_refused(refused, tool, root, t
 
 def test_embedded_data_have_the_size_that_the_configuration_says(refused, tool, root, tmp_path):
     config = root / "configs/segmentation/upernet_elsa_swin_nano_digits.py"
-    options = [f"data_root={tmp_path / 'scenes'}", f"embedded.root={tmp_path / 'scenes'}", "embedded.train=4", "global_batch=64"]
+    there = tmp_path / "scenes"
+    options = [f"data_root={there}", f"embedded.root={there}", "embedded.train=4", "global_batch=64"]
     refused(tool("train", config, "--output", tmp_path / "run", "--set", *options), "4 training images")
     assert len(list((tmp_path / "scenes/images/training").glob("*.jpg"))) == 4
 
