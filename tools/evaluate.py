@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Evaluate a checkpoint over the validation split: accuracy and loss, of a detector AP, of a segmentor mIoU.
 
-One process: python tools/evaluate.py CONFIG CHECKPOINT. Several: torchrun --nproc_per_node=N tools/evaluate.py …
+One process: python tools/evaluate.py [CONFIG] CHECKPOINT. Several: torchrun --nproc_per_node=N tools/evaluate.py …
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from elsa.tools.tasks.outcome import run
 
 def main() -> None:
     arguments = parser(__doc__, checkpoint=True)
-    arguments.add_argument("--output", type=Path, metavar="DIR", help="default: runs/evaluate/NAME-OF-CONFIG")
+    arguments.add_argument("--output", type=Path, metavar="DIR", help="default: runs/evaluate/NAME of CONFIG or run")
     arguments.add_argument(
         "--pictures",
         type=int,

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Predict for images of one's own: python tools/predict.py CONFIG CHECKPOINT IMAGE|FOLDER --output DIR.
+"""Predict for images of one's own: python tools/predict.py [CONFIG] CHECKPOINT IMAGE|FOLDER --output DIR.
 
 Classes with their confidence; for a recipe of detection, boxes and masks drawn and in COCO's format; for one of
 segmentation, label maps.

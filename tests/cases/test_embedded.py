@@ -59,7 +59,7 @@ def test_another_data_root_is_never_filled(recipe, tmp_path, there):
 def test_data_of_ones_own_in_the_place_is_left_alone(recipe, tmp_path):
     (tmp_path / "mine.jpg").write_bytes(b"mine")
     config = read_recipe(recipe, [*SMALL, f"data_root={tmp_path}", f"embedded.root={tmp_path}"]).config
-    with pytest.raises(ConfigError, match=r"holds other data than embedded.type digits-ade; to use them set embedded ="):
+    with pytest.raises(ConfigError, match=r"holds other data than embedded.type digits-ade; to use them set"):
         draw_embedded(config, RUNTIME)
     assert files(tmp_path) == ["mine.jpg"]
 
