@@ -208,9 +208,7 @@ def eval_loader(settings: Mapping[str, Any], rank: int, world_size: int, orienta
     return Loader(images, batch, sampler=share, **options)
 
 
-def _worker_options(
-    settings: Mapping[str, Any], name: str, one: Callable[[], Any], batch: int
-) -> dict[str, Any]:
+def _worker_options(settings: Mapping[str, Any], name: str, one: Callable[[], Any], batch: int) -> dict[str, Any]:
     """Of a Loader; ``one`` gives an item like those of its batches."""
     workers, item_bytes = settings.get("num_workers", 0), 0
     if workers:

@@ -178,7 +178,7 @@ def test_label_maps_that_cannot_be_made(tool, refused, labels, classifier, optio
 def test_label_maps_need_a_classifier_a_folder_and_a_checkpoint(tool, refused, classifier, tmp_path, root):
     refused(tool("make_token_labels", *classifier), "--output DIR is needed")
     detector = root / "configs/detection/mask_rcnn_elsa_swin_nano_digits.py"
-    refused(tool("make_token_labels", detector, classifier[1], "--output", tmp_path / "x"), "is a recipe of detection")
+    refused(tool("make_token_labels", detector, classifier[1], "--output", tmp_path / "x"), "a recipe of detection")
     refused(
         tool("make_token_labels", classifier[0], tmp_path / "no.pt", "--output", tmp_path / "x"), "no.pt does not exist"
     )

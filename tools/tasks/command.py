@@ -101,7 +101,7 @@ def parse(
         task, recipe = restore(known.checkpoint, known.trust_checkpoint, known.overrides)
         path = known.checkpoint.resolve() if known.checkpoint.is_dir() else known.checkpoint.resolve().parent
     if only and task.name != only:
-        raise ConfigError(f"{known.config or known.checkpoint} has a recipe of {task.name}; this is for {only}")
+        raise ConfigError(f"{known.config or known.checkpoint}: a recipe of {task.name}; this is for {only}")
     for flag, options in task.options.get(verb, []):
         arguments.add_argument(flag, **options)
     args, rest = arguments.parse_known_intermixed_args()
