@@ -9,6 +9,7 @@ from .errors import (
     UnreadableData,
     UserError,
     did_you_mean,
+    one_line,
 )
 from .files import (
     check_writable,
@@ -41,6 +42,7 @@ __all__ = [
     "logger",
     "make_folder",
     "mix_seed",
+    "one_line",
     "seed_everything",
     "setup_logging",
     "sha256",

@@ -7,7 +7,13 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A user's mistake: the message names the value, what is allowed, and the near miss. Tools exit with code 2."""
+    """A user's mistake: the message names the value, what is allowed, and the near miss. Tools exit with code 2.
+
+    It is one line whatever it quotes: line breaks and what else cannot be printed stand there as escapes.
+    """
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class ConfigError(UserError):
@@ -32,6 +38,13 @@ class ProcessLost(TrainingError):
 
 class UnreadableData(DataError):
     """More images that cannot be read than are allowed."""
+
+
+def one_line(text: str) -> str:
+    """A text with escapes for what cannot be printed; of what torch tells of a loader process, the error alone."""
+    if "Original Traceback" in text:
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def did_you_mean(name: object, known: Iterable[str], cutoff: float = 0.6) -> str:

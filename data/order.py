@@ -7,7 +7,6 @@ neither does the number of training processes nor of accumulated micro-batches.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -150,7 +149,7 @@ class TrainLoader:
             self.loader.dataset.stream.set_epoch(epoch)
             self.loader.generator.manual_seed(mix_seed(self.loader.dataset.seed, epoch))
             batches = itertools.islice(self._stream(), first_step * self.accum, self.steps_per_epoch * self.accum)
-        while step := self._next_step(batches):
+        while step := list(itertools.islice(batches, self.accum)):
             for batch in step:
                 self.bad.add(self.bad_of(batch))
             yield step
@@ -167,15 +166,3 @@ class TrainLoader:
                     f"the training images of this process give no batch of {self.loader.batch_size}: they cannot be "
                     "read, or are too few for its loader processes (DATA.WORKERS)"
                 )
-
-    def _next_step(self, batches: Iterator[Any]) -> list[Any]:
-        try:
-            return list(itertools.islice(batches, self.accum))
-        except DataError as error:
-            raise in_one_line(error) from None
-
-
-def in_one_line(error: DataError) -> DataError:
-    """The same without the traceback with which torch tells what a loader process raised."""
-    last = str(error).strip().splitlines()[-1]
-    return DataError(re.sub(r"^[\w.]+(Error|Image|Data): ", "", last))

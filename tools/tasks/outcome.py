@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from elsa.core import TrainingError, UserError, silence
+from elsa.core import TrainingError, UserError, one_line, silence
 from elsa.engine import forbid_restarts, join_slurm
 
 
@@ -34,10 +34,8 @@ def run(main: Callable[[], None]) -> None:
 
 def _fail(error: object, code: int) -> None:
     rank = os.environ.get("RANK", "0")
-    if "Original Traceback" in (text := str(error)):  # from a loader process
-        error = text.strip().splitlines()[-1].partition(": ")[2]
     try:
-        print(f"{'' if rank == '0' else f'[rank {rank}] '}error: {error}", file=sys.stderr, flush=True)
+        print(f"{'' if rank == '0' else f'[rank {rank}] '}error: {one_line(str(error))}", file=sys.stderr, flush=True)
     except OSError:  # nobody reads it
         silence(sys.stderr)
     if code == 2:

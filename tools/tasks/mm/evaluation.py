@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader
 
 from elsa.core import (
     ConfigError,
-    DataError,
     Progress,
     UnreadableData,
     did_you_mean,
@@ -34,7 +33,6 @@ from elsa.core import (
 )
 from elsa.data.decode import TURNED
 from elsa.data.mm.loaders import eval_loader
-from elsa.data.order import in_one_line
 from elsa.engine import Evaluation, Recipe, Runtime
 from elsa.models import load_pretrained, read_checkpoint
 
@@ -126,8 +124,6 @@ def measure(
                     new = len(metric.results) - len(known)
                     known += batch.places if new == len(batch.places) else batch.places[:1] * new
                 seen(number, found)
-    except DataError as error:
-        raise in_one_line(error) from error
     finally:
         progress.close()
         model.train(was_training)
