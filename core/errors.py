@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 1200  # characters of a message
+
 
 class UserError(ValueError):
     """A user's mistake: the message names the value, what is allowed, and the near miss. Tools exit with code 2.
@@ -41,9 +43,12 @@ class UnreadableData(DataError):
 
 
 def one_line(text: str) -> str:
-    """A text with escapes for what cannot be printed; of what torch tells of a loader process, the error alone."""
+    """A text with escapes for what cannot be printed, without the middle of what nobody would read to its end; of what
+    torch tells of a loader process, the error alone."""
     if "Original Traceback" in text:
         text = text.strip().splitlines()[-1].partition(": ")[2]
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST * 2 // 3]} … {text[-LONGEST // 3 :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -72,7 +72,7 @@ def test_every_key_with_every_value_in_a_file(tmp_path):
             taken.append(name)
 
     fuzz()
-    assert 90 < len(taken) < 810
+    assert 40 < len(taken) < 860
 
 
 def test_every_key_with_every_text_on_the_command_line():
@@ -85,7 +85,7 @@ def test_every_key_with_every_text_on_the_command_line():
             taken.append(overrides)
 
     fuzz()
-    assert len(taken) > 10
+    assert len(taken) > 2
     for odd in (
         "",
         "=",
