@@ -113,7 +113,7 @@ def test_every_key_with_every_value_in_a_checkpoint():
             taken.append(name)
 
     fuzz()
-    assert len(taken) > 30
+    assert len(taken) > 8
 
 
 def test_a_stored_recipe_is_the_recipe():
