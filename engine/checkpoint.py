@@ -23,7 +23,7 @@ reading them executes nothing (``weights_only``). Entries:
 Random numbers need nothing: they are a function of (seed, rank, step) and (seed, epoch, image).
 
 ``last.safetensors`` and ``best.safetensors`` hold the weights that were evaluated (the average where there is one),
-with ``arch``, ``epoch``, ``classes`` and ``config`` as metadata.
+with ``arch``, ``epoch``, ``classes``, ``meta`` and ``config`` as metadata.
 
 Each record of a ``.pt`` file has a CRC-32 (it is a zip file), a ``.safetensors`` file one in its metadata. Both are
 verified on reading (``elsa.core.archive``), so a flipped bit or a cut file is noticed; a run is then continued from
@@ -47,6 +47,7 @@ from elsa.core.archive import read_archive, write_tensors
 
 FORMAT = 2
 LAST, PREVIOUS, BEST = "last", "previous", "best"
+ABOUT = ("epoch", "classes", "config", "meta")  # entries that a .safetensors file has, too
 # A run's checkpoint has these; a file of weights alone has not.
 NEEDED: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("format", "step", "epoch", "last_eval", "best_step", "loss_steps"), int),
@@ -65,7 +66,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any], weights: Mapping[str, T
     the same best files. The ``last.pt`` that was there becomes ``previous.pt``.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    about: dict[str, str] = {name: json.dumps(state[name]) for name in ("epoch", "classes", "config") if name in state}
+    about: dict[str, str] = {name: json.dumps(state[name]) for name in ABOUT if name in state}
     about["arch"] = state["arch"]
 
     def save(path: Path) -> None:

@@ -39,7 +39,8 @@ def prepare(pipeline: Callable[[Any], Any], entry: Any, path: str) -> Any:
         raise
     except Exception as error:  # whatever a step stumbles over; the file is what a user can change
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UnreadableImage(f"{path}{BECAUSE}{type(error).__name__}: {reason}") from error
+        told = f"a step of the pipeline fails on it ({type(error).__name__}: {reason})"
+        raise UnreadableImage(f"{path}{BECAUSE}{told}") from error
 
 
 @DATASETS.register_module()

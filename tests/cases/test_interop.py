@@ -71,21 +71,22 @@ def site_hook():
     )
 
 
-@pytest.mark.parametrize("first", FIRST)
-def test_detection(saved, first):
-    if first == "mm first" and not site_hook():
+@pytest.fixture(params=FIRST)
+def first(request):
+    if request.param == "mm first" and not site_hook():
         pytest.skip("elsa_mm.pth is not installed: bash scripts/setup.sh --dense")
-    said = run(saved["detection"], f"{FIRST[first]}\n{DETECT}")
+    return FIRST[request.param]
+
+
+def test_detection(saved, first):
+    said = run(saved["detection"], f"{first}\n{DETECT}")
     assert "['my 0', 'my 1'] InstanceData" in said
     assert "['bboxes', 'labels', 'masks', 'scores']" in said
     assert (saved["detection"] / "out/vis/a.png").exists()
 
 
-@pytest.mark.parametrize("first", FIRST)
 def test_segmentation(saved, first):
-    if first == "mm first" and not site_hook():
-        pytest.skip("elsa_mm.pth is not installed: bash scripts/setup.sh --dense")
-    said = run(saved["segmentation"], f"{FIRST[first]}\n{SEGMENT}")
+    said = run(saved["segmentation"], f"{first}\n{SEGMENT}")
     assert "['my 0', 'my 1'] torch.Size([1, 40, 60])" in said
     assert "(40, 60) [9, 0, 0]" in said
 

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("mmdet", reason="detection needs mmdet")
-
 from elsa.core import DataError
 from elsa.data.mm.coco import CheckedCocoDataset
 from elsa.data.mm.loaders import eval_loader, train_loader

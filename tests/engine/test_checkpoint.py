@@ -36,7 +36,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def test_last_best_and_weights_agree(tmp_path):
-    state = {"arch": "a", "epoch": 1, "config": {"TRAIN.LR": 1.0}, "state_dict": {"w": torch.ones(2)}}
+    about = {"config": {"TRAIN.LR": 1.0}, "classes": ["a", "b"], "meta": {"dataset_meta": {"category_ids": [0, "7"]}}}
+    state = {"arch": "a", "epoch": 1, **about, "state_dict": {"w": torch.ones(2)}}
     save_checkpoint(tmp_path, state, {"w": torch.full((2,), 5.0)}, is_best=True)
     save_checkpoint(tmp_path, {**state, "epoch": 2}, {"w": torch.full((2,), 6.0)}, is_best=False)
     assert torch.load(tmp_path / "best.pt", weights_only=True)["epoch"] == 1
@@ -44,7 +45,7 @@ def test_last_best_and_weights_agree(tmp_path):
     assert safetensors.torch.load_file(tmp_path / "best.safetensors")["w"].tolist() == [5.0, 5.0]
     assert safetensors.torch.load_file(tmp_path / "last.safetensors")["w"].tolist() == [6.0, 6.0]
     with safetensors.safe_open(tmp_path / "best.safetensors", "pt") as stream:
-        assert json.loads(stream.metadata()["config"]) == {"TRAIN.LR": 1.0}
+        assert {name: json.loads(stream.metadata()[name]) for name in about} == about
 
 
 def test_weights_are_written_under_the_name_that_is_given(tmp_path):

@@ -57,6 +57,6 @@ def in_short(names: Sequence[str], most: int = 15) -> str:
 
 def about(content: Mapping[str, Any]) -> dict[str, Any]:
     """The short facts that a checkpoint tells of itself."""
-    meta = content if "format" in content else content.get("meta") or content
+    meta = content if {"format", "arch"} & content.keys() else content.get("meta") or content
     return {name: value for name, value in meta.items() if isinstance(value, (int, float)) or
             (isinstance(value, str) and len(value) < 100)}  # fmt: skip

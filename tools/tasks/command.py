@@ -205,7 +205,7 @@ def _add_all_options(verb: str, arguments: argparse.ArgumentParser) -> None:
 
 
 def _unknown_option(option: str, verb: str, task: Task, arguments: argparse.ArgumentParser) -> str:
-    others = [name for name in TASKS if name != task.name and (name == "classification" or task.name != name)]
+    others = [name for name in TASKS if name != task.name]
     having = []
     if task.name != "classification" or all(importlib.util.find_spec(name) for name in DENSE_PACKAGES):
         having = [n for n in others if option.split("=")[0] in dict(load_task(n).options.get(verb, []))]
