@@ -290,14 +290,14 @@ def classify_images(config: CfgNode, args: argparse.Namespace, runtime: Runtime)
     if len(names) != classes:
         raise ConfigError(f"{args.checkpoint} names {len(names)} classes, but MODEL.NUM_CLASSES is {classes}")
     told_of = dict(classify(model.to(runtime.device).eval(), config, paths, runtime.device, top))
-    rows = [(path, found) for path, found in told_of.items() if not isinstance(found, str)]
+    rows = [(path, told_of[path]) for path in paths if not isinstance(told_of[path], str)]
     if not rows:
         raise DataError(f"none of the {len(paths)} images of {args.images} can be read: {next(iter(told_of.values()))}")
     results = [
         {"image": str(path), "error": found}
-        if isinstance(found, str)
+        if isinstance(found := told_of[path], str)
         else {"image": str(path), "top": [{"class": names[index], "confidence": share} for index, share in found]}
-        for path, found in sorted(told_of.items(), key=lambda row: paths.index(row[0]))
+        for path in paths
     ]
     make_folder(args.output)
     write_json(args.output / "predictions.json", results)
