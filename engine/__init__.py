@@ -20,6 +20,7 @@ from .launcher import forbid_restarts, join_slurm
 from .logbook import Logbook, peak_memory_gb, read_log
 from .losses import TokenLabelLoss
 from .optim import build_optimizer, build_schedule
+from .options import Options, read_options
 from .plan import Plan, Recipe
 from .precision import Precision, choose_precision, fit_precision
 from .run import RunFolder, describe_environment
@@ -35,6 +36,7 @@ __all__ = [
     "Evaluation",
     "Logbook",
     "Metrics",
+    "Options",
     "Plan",
     "Precision",
     "Recipe",
@@ -68,6 +70,7 @@ __all__ = [
     "peak_memory_gb",
     "plain",
     "read_log",
+    "read_options",
     "restore_recipe",
     "seed_everything",
     "setup_logging",

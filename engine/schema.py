@@ -165,6 +165,12 @@ SCHEMA: dict[str, Key] = {
     "TRAIN.EMA_DECAY": Key(None, "decay of the weights' moving average", low=0.5, below=1.0, **_AVERAGE),
     "TRAIN.SEED": Key(0, "of everything random; same seed, same run on a CPU", low=0, high=2**31 - 1),
     "TRAIN.COMPILE": Key(False, "torch.compile the model", may_change=True),
+    "TRAIN.PARALLEL": Key("ddp", "ddp: each process holds the whole model; fsdp: a part (FSDP2)",
+                          choices=("ddp", "fsdp"), may_change=True),
+    "TRAIN.TIMEOUT": Key(10.0, "minutes after which a silent process ends the run", above=0.0, high=10080.0,
+                         may_change=True),
+    "TRAIN.MAX_SKIPPED": Key(10, "steps in a row, left out for gradients that are not finite, before the run ends",
+                             low=0, may_change=True, **_COUNT),
     # ---- evaluation
     "EVAL.EVERY": Key(1, "epochs between evaluations; the last epoch always counts", low=1, **_COUNT),
     "EVAL.CROP": Key(0.9, "side of the centre crop over the short side", low=0.25, high=2.0, instead="0.9 is 90 %"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,9 +16,11 @@ from elsa.core import ProcessLost, TrainingError, UnreadableData, logger, seed_e
 from .checkpoint import LAST, save_checkpoint
 from .distributed import Runtime
 from .evaluate import Unreadable
-from .logbook import Logbook, peak_memory_gb
+from .logbook import Logbook
+from .monitor import Monitor
 from .plan import Plan
 from .signals import StopRequest
+from .soundness import Guard
 from .step import Schedule, Step, StepRecord, TrainState
 
 
@@ -39,20 +41,6 @@ class Evaluation:
     numbers: dict[str, float]
     count: int
     text: str
-
-
-@dataclass
-class Pace:
-    """Time since the last log line, and how much of it was spent waiting for data."""
-
-    images: int = 0
-    waited: float = 0.0
-    losses: list[dict[str, torch.Tensor]] = field(default_factory=list)
-    since: float = field(default_factory=time.perf_counter)
-
-    def report(self, world_size: int) -> dict[str, float]:
-        elapsed = time.perf_counter() - self.since
-        return {"images_per_s": self.images * world_size / elapsed, "data_wait": self.waited / elapsed}
 
 
 class Trainer:
@@ -84,6 +72,8 @@ class Trainer:
         self.plan, self.folder, self.runtime, self.state, self.step = plan, folder, runtime, state, step
         self.schedule, self.batches, self.logbook, self.about = schedule, batches, logbook, about
         self.evaluate, self.evaluated, self.metric = evaluate, evaluated, metric
+        self.monitor = Monitor(plan, runtime, state, logbook)
+        self.guard = Guard(plan, runtime, step, state.model, self.last_good)
 
     def fit(self, stop: StopRequest) -> bool:
         """Trains to the end, or to the step after ``stop`` was raised; returns whether the end was reached.
@@ -127,12 +117,11 @@ class Trainer:
             state.loss_sum, state.loss_steps = 0.0, 0
         self.logbook.start_epoch(epoch, plan.epochs, plan.steps_per_epoch, first)
         batches = self.batches.epoch(epoch, first)
-        pace, record = Pace(), None
+        self.monitor.restart()
+        record = None
         for index in range(first, end):
-            asked = time.perf_counter()
-            micro_batches = next(batches)
-            pace.waited += time.perf_counter() - asked
-
+            with self.monitor.waiting():
+                micro_batches = next(batches)
             self.schedule.set(state.step)
             seed_everything(plan.seed, self.runtime.rank, state.step)
             previous, record = record, self.step(micro_batches)
@@ -140,94 +129,40 @@ class Trainer:
             interrupted = self.agree(stop, previous)
             state.step += 1
             state.epoch = state.step // plan.steps_per_epoch
-            self.count(record, pace)
+            self.count(record)
             due = self.evaluation_is_due()
             save = interrupted or due or index == end - 1 or (plan.save_every and state.step % plan.save_every == 0)
             if save or state.step % plan.log_every == 0:
-                pace = self.log(record, pace, index + 1)
+                self.monitor.write(record, index + 1)
             if save:
-                self.check(record)
+                self.guard.check(record, state.step)
                 self.save(is_best=False)
             if interrupted:
                 return False
             if due:
                 self.evaluate_and_save()
-                pace = Pace()
+                self.monitor.restart()
         self.logbook.end_epoch()
         return True
 
-    def count(self, record: StepRecord, pace: Pace) -> None:
-        pace.images += record.images
-        pace.losses.append({"loss": record.loss, **record.terms})
-        self.logbook.advance()
+    def count(self, record: StepRecord) -> None:
+        self.monitor.count(record)
 
     def agree(self, stop: StopRequest, record: StepRecord | None) -> bool:
         """Whether any process was asked to stop; every process raises if a step of one was not sound, or if together
         they met too many unreadable images."""
-        broken = record is not None and not self.is_sound(record)
+        broken = record is not None and not self.guard.is_sound(record)
         unreadable = self.batches.bad
         stops, bad, untold = self.runtime.sum([float(bool(stop.name)), float(broken), float(unreadable.untold)])
         if bad and record is not None:
-            self.fail(record, self.state.step)
+            self.guard.fail(record, self.state.step)
         if untold:
             unreadable.merge(self.runtime.gather(unreadable.names))
         return stops > 0
 
-    def is_sound(self, record: StepRecord) -> bool:
-        """Whether loss and gradient are finite. Loss scaling leaves out a step whose gradient is not, and goes on."""
-        gradient = self.step.scaler.is_enabled() or torch.isfinite(record.grad_norm).item()
-        return bool(torch.isfinite(record.loss).item() and gradient)
-
-    def check(self, record: StepRecord) -> None:
-        """Raises, in every process, unless the step was sound and its weights can be kept."""
-        broken = not self.is_sound(record)
-        norms = torch._foreach_norm([parameter.detach() for parameter in self.state.model.parameters()])
-        if self.runtime.any(broken or not torch.isfinite(torch.stack(norms)).all().item()):
-            self.fail(record, self.state.step)
-
-    def fail(self, record: StepRecord, step: int) -> None:
-        loss, norm = record.loss.item(), record.grad_norm.item()
-        what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
-        if math.isfinite(loss) and math.isfinite(norm):
-            what = "the weights are not finite"
-        raise TrainingError(
-            f"{what} at step {step} (epoch {(step - 1) // self.plan.steps_per_epoch + 1}), "
-            f"loss {loss:.4g}, learning rate {record.lr:.3g}, gradient norm {norm:.3g}; {self.last_good()}"
-        )
-
     def last_good(self) -> str:
         saved = self.folder / f"{LAST}.pt"
         return f"the last good checkpoint is {saved}" if saved.exists() else "no checkpoint was written yet"
-
-    def log(self, record: StepRecord, pace: Pace, step_in_epoch: int) -> Pace:
-        """Writes the mean over the steps since the last line; returns a fresh count."""
-        state, plan = self.state, self.plan
-        names = self.runtime.shared([name for name in pace.losses[0] if all(name in losses for losses in pace.losses)])
-        mine = torch.stack([torch.stack([losses[name] for name in names]) for losses in pace.losses]).double()
-        sums = torch.tensor(self.runtime.sum(mine.flatten().tolist()), dtype=torch.float64)
-        table = sums.view(mine.shape) / self.runtime.world_size  # (steps, names)
-        means = dict(zip(names, table.mean(0).tolist(), strict=True))
-        for loss in table[:, names.index("loss")].tolist():  # one by one: the same sum wherever a run was interrupted
-            state.loss_sum += loss
-        state.loss_steps += len(table)
-        numbers = {
-            "epoch": state.step / plan.steps_per_epoch,
-            **means,
-            "lr": record.lr,
-            "grad_norm": record.grad_norm.item(),
-            **pace.report(self.runtime.world_size),
-            "memory_gb": peak_memory_gb(self.runtime.device),
-        }
-        terms = " ".join(f"{name.removeprefix('loss_')} {means[name]:.3f}" for name in names if name != "loss")
-        where = f"epoch {(state.step - 1) // plan.steps_per_epoch + 1}/{plan.epochs} "
-        where += f"step {step_in_epoch}/{plan.steps_per_epoch} "
-        text = (
-            f"loss {means['loss']:.4f} {f'({terms}) ' if terms else ''}lr {record.lr:.2e} "
-            f"{numbers['images_per_s']:.3g} img/s data wait {numbers['data_wait']:.0%} "
-            f"{numbers['memory_gb']:.1f} GB ETA {self.logbook.eta(state.step)}"
-        )
-        self.logbook.write("train", state.step, text, where, **numbers)
-        return Pace()
 
     def evaluation_is_due(self) -> bool:
         step, plan = self.state.step, self.plan

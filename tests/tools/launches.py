@@ -137,8 +137,8 @@ def _in_step(kind: str, number: int) -> None:
     count, agree, call = Trainer.count, Trainer.agree, Step.__call__
     steps = itertools.count(1)
 
-    def counted(self, record, pace):
-        count(self, record, pace)
+    def counted(self, record):
+        count(self, record)
         if self.state.step == number:
             {"kill": die, "hang": hang}.get(kind, int)()
 

@@ -48,6 +48,7 @@ from elsa.engine import (
     evaluate,
     load_recipe,
     mistakes_first,
+    read_options,
     restore_recipe,
 )
 from elsa.models import LoadReport, load_pretrained, read_checkpoint
@@ -100,6 +101,7 @@ def open_data(config: CfgNode, runtime: Runtime, *splits: str) -> list[Source | 
 def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, trust: bool) -> Training:
     """The parts of a training as the recipe says."""
     config, data, optim = recipe.config, recipe.config.DATA, recipe.config.TRAIN
+    options = read_options(lambda name, key, default: recipe.values[key])
     precision = choose_precision(config, runtime.device)
     micro = divide_batch(data.BATCH, runtime.world_size, optim.ACCUM, "DATA.BATCH", "TRAIN.ACCUM")
     train_source, val_source = open_data(config, runtime, "train", "val")
@@ -129,7 +131,7 @@ def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, trust: bool) -
         total_steps=epochs * batches.steps_per_epoch,
         evaluate_every=config.EVAL.EVERY * batches.steps_per_epoch,
         save_every=config.LOG.SAVE_STEPS,
-        log_every=config.LOG.EVERY,
+        log_every=options.log_every,
     )
     return Training(
         task="classification",
@@ -147,10 +149,8 @@ def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, trust: bool) -
         metric="top1",
         curves=("top1", "top5"),
         classes=getattr(train_source, "classes", []),
-        ema_decay=optim.EMA_DECAY,
+        options=options,
         evaluate_ema=config.EVAL.WEIGHTS != "model",
-        compiled=optim.COMPILE,
-        tensorboard=config.LOG.TENSORBOARD,
     )
 
 

@@ -20,6 +20,7 @@ from elsa.data import TrainLoader
 from elsa.engine import (
     Evaluation,
     Logbook,
+    Options,
     Plan,
     Precision,
     Recipe,
@@ -50,7 +51,7 @@ class Training:
         evaluate: a module with the weights that count → the evaluation.
         metric: what the best checkpoint has most of; curves: beginnings of the names that curves.png draws.
         classes: class names, in the order of the labels; meta: further entries of the checkpoint.
-        ema_decay: of the weights' moving average, or None; evaluate_ema: whether that is what counts.
+        evaluate_ema: whether the average of the weights counts where one is kept.
     """
 
     task: str
@@ -66,11 +67,9 @@ class Training:
     metric: str
     curves: Sequence[str]
     classes: Sequence[str]
+    options: Options
     meta: Mapping[str, Any] = field(default_factory=dict)
-    ema_decay: float | None = None
     evaluate_ema: bool = True
-    compiled: bool = False
-    tensorboard: bool = True
 
     @property
     def data(self) -> dict[str, Any]:
@@ -90,12 +89,12 @@ def train(
     with RunFolder(args.output, runtime, args.resume, args.overwrite).claimed() as folder:
         content = folder.find(recipe)
         training = build(recipe, runtime, content is None, args.trust_checkpoint)
-        model = training.model
+        model, options = training.model, training.options
         state = TrainState(
             model=model,
             optimizer=training.optimizer,
             scaler=training.precision.grad_scaler(),
-            ema=None if training.ema_decay is None else ModelEmaV3(model, decay=training.ema_decay),
+            ema=None if options.ema_decay is None else ModelEmaV3(model, decay=options.ema_decay),
             schedule=training.schedule,
         )
         if content is not None:
@@ -105,7 +104,7 @@ def train(
         runtime.check_same({"the step to go on from": state.step}, where)
         facts = {**training.data, "validation images": training.plan.val_images}
         runtime.check_same({f"training data, {name}": value for name, value in facts.items()}, "is the data the same?")
-        step = training.make_step(_wrap(model, training.compiled, runtime), state)
+        step = training.make_step(_wrap(model, options.compile, runtime), state)
         counted = model if state.ema is None or not training.evaluate_ema else state.ema.module
 
         folder.open(recipe, training.plan, environment(runtime), fresh=content is None)
@@ -114,7 +113,7 @@ def train(
         for line in training.plan.lines():
             logger.info("%s", line)
         steps = [record["step"] for record in state.history]
-        logbook = Logbook(args.output, runtime, training.plan.total_steps, state.step, training.tensorboard, steps)
+        logbook = Logbook(args.output, runtime, training.plan.total_steps, state.step, options.tensorboard, steps)
         about = {"format": FORMAT, "task": training.task, "arch": training.arch, "config": dict(recipe.values),
                  "data": training.data, "metric": training.metric, "classes": list(training.classes),
                  **training.meta}  # fmt: skip

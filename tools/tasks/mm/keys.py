@@ -16,6 +16,7 @@ from mmengine.config import Config
 from elsa.core import ConfigError, did_you_mean
 from elsa.data.decode import ORIENTATIONS, TURNED
 from elsa.engine.config import coerce
+from elsa.engine.options import OPTIONS
 from elsa.engine.schema import SCHEMA, Key
 
 NEEDED = (
@@ -59,7 +60,7 @@ KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
 }
 # The keys of sections that are ours, not arguments of something that a registry builds.
 SECTIONS = {
-    "run": ("metric", "log_every", "max_bad", "ema_decay"),
+    "run": ("metric", "max_bad", *OPTIONS),
     "randomness": ("seed",),
     "train_cfg": ("type", "max_epochs", "max_iters", "val_interval", "save_steps"),
     "train_dataloader": ("dataset", "num_workers", "persistent_workers", "aspect_group"),
@@ -119,7 +120,8 @@ CHOICES = {
 }
 MAY_CHANGE = (
     *("train_dataloader.num_workers", "train_dataloader.persistent_workers", "val_dataloader", "test_dataloader"),
-    *("data_root", "run.log_every", "run.max_bad", "train_cfg.save_steps", "train_cfg.val_interval"),
+    *("data_root", "run.max_bad", "train_cfg.save_steps", "train_cfg.val_interval"),
+    *(f"run.{name}" for name, key in OPTIONS.items() if SCHEMA[key].may_change),
     *("optim_wrapper.accumulative_counts", "test_evaluator", "tta_", "embedded", "custom_imports"),
     *("model.backbone.pretrained", "train_dataloader.dataset.dataset.data_root", "val_evaluator.ann_file"),
     *("pretrained", "visualizer"),
@@ -134,7 +136,7 @@ NUMBERS = {
     "train_cfg.max_iters": Key(1, "", low=1, high=10**9),
     "train_cfg.val_interval": SCHEMA["EVAL.EVERY"],
     "train_cfg.save_steps": SCHEMA["LOG.SAVE_STEPS"],
-    "run.log_every": SCHEMA["LOG.EVERY"],
+    **{f"run.{name}": SCHEMA[key] for name, key in OPTIONS.items()},
     "run.max_bad": SCHEMA["DATA.MAX_BAD"],
     "run.ema_decay": replace(_EMA, nullable=False, instead=f"{_EMA.instead}; None for none"),
     "randomness.seed": SCHEMA["TRAIN.SEED"],

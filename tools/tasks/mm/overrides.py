@@ -10,12 +10,14 @@ from mmengine.config import Config
 
 from elsa.core import ConfigError, did_you_mean
 from elsa.engine import split_overrides
+from elsa.engine.options import OPTIONS
 
 from .keys import RUNNER_ONLY
 
 # Keys that a recipe need not have.
 ADDED = (
-    *("run.ema_decay", "optim_wrapper.clip_grad", "train_cfg.save_steps"),
+    *(f"run.{name}" for name in OPTIONS),
+    *("optim_wrapper.clip_grad", "train_cfg.save_steps"),
     *("pretrained", "pretrained_ignore", "embedded"),
 )
 FREE = ("embedded", "model_args")  # sections whose keys are arguments

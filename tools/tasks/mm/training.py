@@ -14,7 +14,7 @@ from elsa.core import ConfigError
 from elsa.data import divide_batch
 from elsa.data.decode import TURNED
 from elsa.data.mm.loaders import eval_loader, train_loader
-from elsa.engine import Plan, Precision, Recipe, Runtime, Step, TrainState, fit_precision
+from elsa.engine import Plan, Precision, Recipe, Runtime, Step, TrainState, fit_precision, read_options
 
 from ..training import Training
 from .evaluation import Metric, build_evaluator, check_metric, evaluate
@@ -53,6 +53,7 @@ def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, trust: bool, t
     prepare(config)
     draw_embedded(config, runtime)
     optim, length = config.optim_wrapper, config.train_cfg
+    options = read_options(lambda name, key, default: config.run.get(name, default))
     accumulate = optim.get("accumulative_counts", 1)
     names = ("global_batch", "optim_wrapper.accumulative_counts")
     micro = divide_batch(config.global_batch, runtime.world_size, accumulate, *names)
@@ -97,7 +98,7 @@ def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, trust: bool, t
         total_steps=(length.max_epochs if in_epochs else length.max_iters) * unit,
         evaluate_every=length.get("val_interval", 1) * unit,
         save_every=length.get("save_steps", 0),
-        log_every=config.run.get("log_every", 50),
+        log_every=options.log_every,
         adapted=adapted,
     )
     meta = batches.loader.dataset.metainfo
@@ -105,8 +106,8 @@ def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, trust: bool, t
 
     def make_step(wrapped: nn.Module, state: TrainState) -> Step:
         clip = (optim.get("clip_grad") or {}).get("max_norm")
-        options = dict(source=model, scaler=state.scaler, clip_grad=clip, ema=state.ema)
-        return DenseStep(wrapped, state.optimizer, precision, **options)
+        common = dict(source=model, scaler=state.scaler, clip_grad=clip, ema=state.ema)
+        return DenseStep(wrapped, state.optimizer, precision, **common)
 
     return Training(
         task=task,
@@ -123,7 +124,7 @@ def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, trust: bool, t
         curves=metric.curves,
         classes=meta["classes"],
         meta={"meta": {"dataset_meta": facts}, "recipe": stored(config)},
-        ema_decay=config.run.get("ema_decay"),
+        options=options,
     )
 
 

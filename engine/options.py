@@ -1,0 +1,44 @@
+"""Settings of the loop, which every task has: what they are called in each kind of recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .schema import SCHEMA
+
+# Name in ``run`` of a recipe of detection or segmentation → the key of classification's table, whose range it shares.
+OPTIONS = {
+    "log_every": "LOG.EVERY",
+    "ema_decay": "TRAIN.EMA_DECAY",
+    "compile": "TRAIN.COMPILE",
+    "parallel": "TRAIN.PARALLEL",
+    "timeout": "TRAIN.TIMEOUT",
+    "max_skipped": "TRAIN.MAX_SKIPPED",
+    "tensorboard": "LOG.TENSORBOARD",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of the loop; their meaning is in ``SCHEMA`` under the keys of ``OPTIONS``."""
+
+    log_every: int
+    ema_decay: float | None
+    compile: bool
+    parallel: str
+    timeout: float
+    max_skipped: int
+    tensorboard: bool
+
+
+def read_options(read: Callable[[str, str, Any], Any]) -> Options:
+    """The options that a recipe has.
+
+    Args:
+        read: name, key of the table and default → the recipe's value.
+    """
+    return Options(
+        **{one.name: read(one.name, OPTIONS[one.name], SCHEMA[OPTIONS[one.name]].default) for one in fields(Options)}
+    )
