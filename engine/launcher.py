@@ -132,15 +132,19 @@ def first_node(names: str) -> str:
     return re.sub(r"\[([0-9]+)[^\]]*\]", r"\1", re.split(r",(?![^\[]*\])", names)[0])
 
 
-# ---- torchrun ------------------------------------------------------------------------------------------------------
+# ---- started again --------------------------------------------------------------------------------------------------
 
 
 def starts() -> int:
-    """How often torchrun has started the processes again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    """How often torchrun has started the processes again, or Slurm the job."""
+    return sum(int(os.environ.get(name) or 0) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
 def forbid_restarts() -> None:
-    """Has torchrun end instead of starting the same mistake again; it has no exit code that would say so."""
-    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
+    """Has torchrun end instead of starting the same mistake again: it knows no exit code that would say so.
+
+    The agent of ``scripts/`` does, and leaves SIGTERM to others.
+    """
+    heard = os.environ.get("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM")
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) and "SIGTERM" in heard:
         os.kill(os.getppid(), signal.SIGTERM)

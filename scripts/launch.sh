@@ -1,13 +1,23 @@
 # Sourced by the launchers: how many processes this machine gets, and what is added to the user's arguments.
 
+# The value of a variable, which must be a number: number NAME DEFAULT LEAST
+number() {
+  local value=${!1:-$2}
+  case $value in *[!0-9]* | ?????????*) value='' ;; esac
+  if [ "${value:--1}" -lt "$3" ]; then
+    echo "error: $1 must be a number from $3 on, got '${!1}'" >&2
+    return 2
+  fi
+  echo "$((10#$value))"
+}
+
 # Processes of this node: GPUS, else the GPUs that the job may see, else one on the CPU.
 processes() {
+  local count=0 name names
   if [ -n "${GPUS:-}" ]; then
-    case $GPUS in *[!0-9]* | 0) echo "error: GPUS must be a number of processes, got '$GPUS'" >&2 && return 2 ;; esac
-    echo "$GPUS"
+    number GPUS 1 1
     return
   fi
-  local count=0 name names
   if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then # numbers, or names of GPUs or of parts of them (MIG), up to the first -1
     IFS=, read -r -a names <<<"$CUDA_VISIBLE_DEVICES" || true
     for name in "${names[@]}"; do
@@ -24,38 +34,48 @@ processes() {
   echo "$count"
 }
 
-# "--resume auto", unless the user says what becomes of a run that is there.
-resume() {
-  local argument
-  for argument in "$@"; do
-    case $argument in --resume | --resume=* | --overwrite) return ;; esac
-  done
-  echo --resume auto
-}
-
-# A number for the job: from its output folder, the same on all nodes.
-job() {
+# The run's folder, of --output, with its whole path.
+output() {
   local argument before='' folder=''
   for argument in "$@"; do
     [ "$before" = --output ] && folder=$argument
     case $argument in --output=*) folder=${argument#--output=} ;; esac
     before=$argument
   done
-  case $folder in /*) ;; *) folder=$PWD/$folder ;; esac
-  printf '%s' "${folder%/}" | cksum | cut -d ' ' -f 1
+  case $folder in /* | '') ;; *) folder=$PWD/$folder ;; esac
+  echo "${folder%/}"
 }
 
-# Refuses, with code 2, a port of the first node where another job listens: check_port HEAD PORT ID NODES
-check_port() {
-  timeout 5 bash -c "exec 3<>/dev/tcp/$1/$2" 2>/dev/null || return 0 # nobody listens yet
-  if [ "$4" = 1 ]; then
-    echo "error: PORT $2 of HEAD $1 is taken, by another job or by one of the same --output; PORT=n gives this one its own" >&2
-    return 2
-  fi
-  "$(dirname "$(command -v torchrun)")/python" -m elsa.engine.rendezvous "$1" "$2" "$3"
+# A number for the job: from its output folder, the same on all nodes.
+job() { output "$@" | tr -d '\n' | cksum | cut -d ' ' -f 1; }
+
+# Whether one process is enough: to print something, or to say that there is no --output.
+alone() {
+  local argument
+  for argument in "$@"; do
+    case $argument in -h | --help | --print-config) return ;; esac
+  done
+  [ -z "$(output "$@")" ]
 }
 
-# Under nohup torchrun must not hear of the terminal's end either.
-if (($((16#$(awk '/^SigIgn/ { print substr($2, length($2)) }' /proc/self/status 2>/dev/null || echo 0))) & 1)); then
-  export PET_SIGNALS_TO_HANDLE=${PET_SIGNALS_TO_HANDLE:-SIGTERM,SIGINT,SIGQUIT}
-fi
+# Becomes train.py, in processes that torchrun starts: launch torchrun's options -- train's arguments
+launch() {
+  local options=() argument resume=(--resume auto) gpus restarts patience train
+  train=$(dirname "${BASH_SOURCE[0]}")/../tools/train.py
+  while [ "$1" != -- ]; do options+=("$1") && shift; done
+  shift
+  if alone "$@"; then exec python "$train" "$@"; fi
+  for argument in "$@"; do # what the user says of a run that is there wins
+    case $argument in --resume | --resume=* | --overwrite) resume=() ;; esac
+  done
+  gpus=$(processes) && restarts=$(number RESTARTS 3 0) && patience=$(number SHUTDOWN_TIMEOUT 600 1) || exit 2
+  options+=(
+    --nproc-per-node="$gpus"
+    --max-restarts="$restarts"         # after a process has died, from the last save
+    --shutdown-timeout="$patience"     # seconds that a save may take after a signal
+    --log-dir="$(output "$@")/logs/$(hostname -s)-$(date +%Y%m%d-%H%M%S)"
+    --tee=3 --log-line-prefix-template='[rank ${rank}] '
+  )
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+  exec python -m elsa.tools.tasks.agent "${options[@]}" "$train" "$@" "${resume[@]}"
+}

@@ -6,7 +6,6 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 
 import pytest
 import torch
@@ -14,8 +13,8 @@ from torch.distributed import TCPStore
 
 from elsa.core import ConfigError
 from elsa.engine import distributed
-from elsa.engine.launcher import Place, first_node, forbid_restarts, join_slurm, read_place
-from elsa.engine.rendezvous import is_of_job
+from elsa.engine.launcher import Place, first_node, forbid_restarts, join_slurm, read_place, starts
+from elsa.tools.tasks.rendezvous import check_meeting
 
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -147,6 +146,18 @@ def test_a_mistake_is_not_started_again(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     forbid_restarts()
     assert sent == [(os.getppid(), 15)]
+    monkeypatch.setenv("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGQUIT")  # of the scripts' agent: it knows exit code 2
+    forbid_restarts()
+    assert len(sent) == 1
+
+
+def test_a_job_that_slurm_starts_again_is_started_again(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert starts() == 3
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "")
+    assert starts() == 0
 
 
 # ---- the scripts -----------------------------------------------------------------------------------------------------
@@ -154,10 +165,10 @@ def test_a_mistake_is_not_started_again(monkeypatch):
 
 @pytest.fixture
 def script(root, tmp_path):
-    """``script("train_node.sh", *arguments, NAME=value)``: what torchrun is given, with eight GPUs in the machine."""
+    """``script("train_node.sh", *arguments, NAME=value)``: what Python is given, with eight GPUs in the machine."""
     bin = tmp_path / "bin"
     bin.mkdir()
-    stubs = {"nvidia-smi": "for i in 0 1 2 3 4 5 6 7; do echo GPU $i; echo '  MIG 1g'; done", "torchrun": 'echo "$@"'}
+    stubs = {"nvidia-smi": "for i in 0 1 2 3 4 5 6 7; do echo GPU $i; echo '  MIG 1g'; done", "python": 'echo "$@"'}
     for name, text in stubs.items():
         (bin / name).write_text(f"#!/bin/sh\n{text}\n")
         (bin / name).chmod(0o755)
@@ -182,20 +193,33 @@ def script(root, tmp_path):
         ({"CUDA_VISIBLE_DEVICES": ""}, 1),
         ({"CUDA_VISIBLE_DEVICES": "-1"}, 1),
         ({"CUDA_VISIBLE_DEVICES": "0,1", "GPUS": "5"}, 5),
+        ({"without": "nvidia-smi"}, 1),
     ],
 )
 def test_a_node_starts_as_many_processes_as_the_job_sees_gpus(script, environment, count):
     done = script("train_node.sh", "c.yaml", "--output", "x", **environment)
-    assert f"--nproc_per_node={count} " in done.stdout, done.stderr
-    blind = environment.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    assert f"--nproc-per-node={count} " in done.stdout, done.stderr
+    blind = environment.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or "without" in environment
     assert ("no GPU is visible: one process on the CPU" in done.stderr) == blind
 
 
-def test_a_wrong_number_of_processes_is_refused(script):
-    for name in ("train_node.sh", "train_nodes.sh"):
-        done = script(name, "c.yaml", GPUS="all", HEAD="localhost", NODES="1")
-        assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr == "error: GPUS must be a number of processes, got 'all'\n"
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("GPUS", "all", "GPUS must be a number from 1 on, got 'all'"),
+        ("GPUS", "0", "GPUS must be a number from 1 on, got '0'"),
+        ("RESTARTS", "-1", "RESTARTS must be a number from 0 on, got '-1'"),
+        ("SHUTDOWN_TIMEOUT", "1.5", "SHUTDOWN_TIMEOUT must be a number from 1 on, got '1.5'"),
+        ("NODES", "two", "NODES must be a number from 1 on, got 'two'"),
+        ("PORT", "29500x", "PORT must be a number from 1 on, got '29500x'"),
+    ],
+)
+def test_a_variable_that_is_no_number_is_refused(script, name, value, said):
+    both = ("train_node.sh", "train_nodes.sh") if name not in ("NODES", "PORT") else ("train_nodes.sh",)
+    for launcher in both:
+        variables = {"HEAD": "localhost", "NODES": "1", name: value}
+        done = script(launcher, "c.yaml", "--output", "x", **variables)
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {said}\n")
 
 
 @pytest.mark.parametrize("name", ["train_node.sh", "train_nodes.sh"])
@@ -206,35 +230,49 @@ def test_what_the_user_says_of_a_run_that_is_there_wins(script, name):
         assert given == ["c.yaml", "--output", "x", *(own or ["--resume", "auto"])]
 
 
+@pytest.mark.parametrize("name", ["train_node.sh", "train_nodes.sh"])
+def test_how_long_a_save_may_take_and_where_the_logs_go(script, tmp_path, name):
+    job = {"HEAD": "localhost", "NODES": "1"}
+    done = script(name, "c.yaml", "--output=runs/a/", **job).stdout
+    assert {"--shutdown-timeout=600", "--max-restarts=3", "--tee=3"} <= set(done.split())
+    assert f"--log-dir={tmp_path}/runs/a/logs/" in done
+    done = script(name, "c.yaml", "--output", "/b", SHUTDOWN_TIMEOUT="60", RESTARTS="0", **job).stdout
+    assert {"--shutdown-timeout=60", "--max-restarts=0"} <= set(done.split())
+    assert "--log-dir=/b/logs/" in done
+
+
+def test_what_needs_no_processes_is_done_by_one(script, root):
+    """To print the recipe, or the error that there is no --output, eight times would be no help."""
+    for arguments in (["c.yaml"], ["c.yaml", "--print-config", "--output", "x"], ["--help"]):
+        done = script("train_node.sh", *arguments).stdout.split()
+        assert done == [f"{root}/scripts/../tools/train.py", *arguments]
+
+
 def test_jobs_of_one_head_have_ids_and_ports_of_their_own(script, tmp_path):
     def meeting(*arguments: str, **environment: str) -> set[str]:
         done = script("train_nodes.sh", "c.yaml", *arguments, HEAD="localhost", NODES="2", **environment)
-        return {word for word in done.stdout.split() if word.startswith("--rdzv_")}
+        return {word for word in done.stdout.split() if word.startswith("--rdzv-")}
 
     one = meeting("--output", "runs/a")
     assert meeting(f"--output={tmp_path}/runs/a/", "--set", "A=1") == one, "on all nodes of a job"
     assert len(meeting("--output", "runs/b") & one) == 1, "but for the backend"
-    assert {"--rdzv_id=mine", "--rdzv_endpoint=localhost:4711"} <= meeting(PORT="4711", RDZV_ID="mine")
+    chosen = meeting("--output", "runs/a", PORT="4711", RDZV_ID="mine")
+    assert {"--rdzv-id=mine", "--rdzv-endpoint=localhost:4711"} <= chosen
 
 
-def test_a_port_that_is_taken_is_refused_at_once(script):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
-        began = time.monotonic()
-        done = script("train_nodes.sh", "c.yaml", "--output", "x", HEAD="127.0.0.1", NODES="1", PORT=port)
-        assert time.monotonic() - began < 10
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines()[-1].startswith(f"error: PORT {port} of HEAD 127.0.0.1 is taken")
-
-
-def test_a_node_knows_the_store_of_its_job(monkeypatch):
-    monkeypatch.setattr("elsa.engine.rendezvous.SECONDS", 1.0)
+def test_a_port_that_is_taken_is_refused_at_once(monkeypatch):
+    monkeypatch.setattr("elsa.tools.tasks.rendezvous.SECONDS", 1.0)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     store.set("torch.rendezvous.one", "")
-    assert is_of_job("127.0.0.1", store.port, "one")
-    assert not is_of_job("127.0.0.1", store.port, "another")
+    place = f"127.0.0.1:{store.port}"
+    check_meeting(place, "one", "2")  # a second node of the job
+    for job, nodes in (("another", "2"), ("one", "1")):
+        with pytest.raises(ConfigError, match=rf"^PORT {store.port} of HEAD 127.0.0.1 is taken.*PORT=n gives"):
+            check_meeting(place, job, nodes)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    check_meeting(f"127.0.0.1:{port}", "one", "1")
 
 
 def test_the_scripts_are_sound_shell(root):

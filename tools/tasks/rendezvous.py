@@ -1,17 +1,33 @@
-"""Whether a node meets its own job at HEAD:PORT, for scripts: python -m elsa.engine.rendezvous HEAD PORT ID.
+"""Whether a node meets its own job where it is told to: torchrun joins whatever listens there.
 
-torchrun itself joins whatever listens there: two jobs on one port would share a store, and end together.
+Two jobs on one port would share a store, and end together.
 """
 
 from __future__ import annotations
 
-import sys
+import socket
 import time
 from datetime import timedelta
 
 from torch.distributed import TCPStore
 
+from elsa.core import ConfigError
+
 SECONDS = 10.0  # the first node opens the port a moment before it says which job it is
+
+
+def check_meeting(endpoint: str, job: str, nodes: str) -> None:
+    """Raises ConfigError where another job listens at ``endpoint``, HOST:PORT, already."""
+    head, _, port = endpoint.rpartition(":")
+    try:
+        socket.create_connection((head, int(port)), timeout=5).close()
+    except OSError:  # nobody listens yet
+        return
+    if nodes == "1" or not is_of_job(head, int(port), job):
+        raise ConfigError(
+            f"PORT {port} of HEAD {head} is taken, by another job or by one of the same --output; PORT=n gives this "
+            "one its own"
+        )
 
 
 def is_of_job(head: str, port: int, job: str) -> bool:
@@ -26,12 +42,3 @@ def is_of_job(head: str, port: int, job: str) -> bool:
             pass
         time.sleep(0.5)
     return False
-
-
-if __name__ == "__main__":
-    head, port, job = sys.argv[1:]
-    if not is_of_job(head, int(port), job):
-        print(
-            f"error: PORT {port} of HEAD {head} is taken by another job; PORT=n gives this one its own", file=sys.stderr
-        )
-        sys.exit(2)

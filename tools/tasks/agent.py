@@ -1,0 +1,180 @@
+"""torchrun as the launchers start it: python -m elsa.tools.tasks.agent [torchrun's options] SCRIPT [its arguments].
+
+Its agent does three things otherwise. A signal is passed on to the processes and the agent stays until they end, so
+that the agents of other nodes, whose processes stop with them, end too. What is a user's mistake (exit code 2) is not
+started again, nor what was asked to stop. And the end is told in lines and by an exit code: 0 where all processes ended
+well, 2 for a mistake, else 1.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+from argparse import Namespace
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, ClassVar, TextIO
+
+from torch.distributed import run
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
+from torch.distributed.launcher import api
+
+from elsa.core import ConfigError, check_writable, silence
+
+from .rendezvous import check_meeting
+
+MISTAKE = 2  # exit code of a user's mistake
+REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+GRACE = 3.0  # seconds within which a repeated signal is the same request
+
+
+class Agent(LocalElasticAgent):
+    """torchrun's agent of this node, with the differences that the module's text tells."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.asked = 0.0
+        for number in REQUESTS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP is under nohup
+                signal.signal(number, self._pass_on)
+        signal.signal(signal.SIGALRM, self._give_up)
+
+    def _pass_on(self, number: int, _frame: FrameType | None) -> None:
+        """Once; again, from somebody who will not wait, or before there are processes: torchrun's own way to end."""
+        again = self.asked and time.monotonic() - self.asked > GRACE
+        if again or self._pcontext is None or self._worker_group.state is not WorkerState.HEALTHY:
+            raise SignalException(f"{signal.Signals(number).name} again", sigval=signal.Signals(number))
+        if not self.asked:
+            self.asked = time.monotonic()
+            for pid in self._pcontext.pids().values():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            signal.alarm(self._shutdown_timeout)
+
+    def _give_up(self, _number: int, _frame: FrameType | None) -> None:
+        tell(f"error: not ended within SHUTDOWN_TIMEOUT={self._shutdown_timeout} seconds, and killed")
+        raise SignalException("too late", sigval=signal.SIGKILL)
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        Terminal.told.clear()
+        return super()._start_workers(worker_group)
+
+    def _stop_workers(self, worker_group: WorkerGroup) -> None:
+        self._shutdown(timeout=self._shutdown_timeout)  # torchrun's would not wait for a long save
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        result = super()._monitor_workers(worker_group)
+        if result.state is not WorkerState.HEALTHY:
+            signal.alarm(0)
+        if result.failures:
+            if self.asked or any(failure.exitcode == MISTAKE for failure in result.failures.values()):
+                self._remaining_restarts = 0
+            self._tell(result, worker_group)
+        return result
+
+    def _tell(self, result: RunResult, worker_group: WorkerGroup) -> None:
+        """Which processes were killed, they could not say it themselves, and whether all start again."""
+        time.sleep(0.3)  # what the processes have said comes before
+        for rank, failure in sorted(result.failures.items()):
+            if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:  # that is ours, to those that are left
+                world = worker_group.workers[0].world_size
+                tell(f"process {rank} of {world} was killed ({signal.Signals(-failure.exitcode).name})")
+        if self._remaining_restarts:
+            allowed = worker_group.spec.max_restarts
+            number = allowed - self._remaining_restarts + 1
+            tell(f"all processes start again, from the last save where there is one ({number} of RESTARTS={allowed})")
+
+
+class Terminal:
+    """stdout or stderr, to which torchrun copies the lines of all processes: rank 0's as they are, the others' with
+    their rank; and an error that several have is told once."""
+
+    told: ClassVar[set[str]] = set()
+    lock = threading.Lock()
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, line: str) -> int:
+        line = re.sub(r"^(\[rank \d+\] )\1", r"\1", line.removeprefix("[rank 0] "))
+        with self.lock:
+            if (said := re.sub(r"^\[rank \d+\] ", "", line)).startswith("error: "):
+                if said in self.told:
+                    return len(line)
+                self.told.add(said)
+            try:
+                self.stream.write(line)
+                self.stream.flush()
+            except OSError:  # nobody reads it
+                silence(self.stream)
+        return len(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def tell(line: str) -> None:
+    """On stderr, in one piece."""
+    sys.stderr.write(f"{line}\n")
+
+
+def launch(arguments: list[str]) -> int:
+    """Runs torchrun's main with ``Agent``; returns the exit code."""
+    for name in [*logging.root.manager.loggerDict]:  # told here in fewer words, unless LOGLEVEL asks for torchrun's
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(os.environ.get("LOGLEVEL", "CRITICAL"))
+    args = run.parse_args(["--signals-to-handle=SIGQUIT", *arguments])
+    try:
+        if args.log_dir:
+            check_writable(Path(args.log_dir).parents[1])
+        if not args.standalone:
+            check_meeting(args.rdzv_endpoint, args.rdzv_id, args.nnodes)
+        code = _run(args)
+    except ConfigError as error:
+        tell(f"error: {error}")
+        code = MISTAKE
+    if code == MISTAKE and args.log_dir:
+        _remove(Path(args.log_dir))
+    return code
+
+
+def _run(args: Namespace) -> int:
+    api.LocalElasticAgent = Agent
+    try:
+        run.run(args)
+        return 0
+    except ChildFailedError as error:
+        codes = {failure.exitcode for failure in error.failures.values()}
+        if codes <= {-number for number in REQUESTS}:
+            tell("stopped before the training had begun")
+            return 128 - min(codes)
+        return MISTAKE if MISTAKE in codes else 1
+    except SignalException as error:
+        return 1 if error.sigval is signal.SIGKILL else 128 + error.sigval
+    except RendezvousError as error:
+        tell(f"error: {args.rdzv_endpoint} of the first node cannot be reached, or not all nodes came: {error}")
+        return 1
+
+
+def _remove(logs: Path) -> None:
+    """The logs of a start that was a mistake, and the run's folder where there is nothing else in it."""
+    shutil.rmtree(logs, ignore_errors=True)
+    for folder in logs.parents[:2]:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+if __name__ == "__main__":
+    sys.stdout, sys.stderr = Terminal(sys.stdout), Terminal(sys.stderr)
+    sys.exit(launch(sys.argv[1:]))
