@@ -104,9 +104,11 @@ def make_folder(folder: Path, option: str = "--output") -> None:
 
 
 def sweep(folder: Path) -> list[str]:
-    """Removes what killed processes left of files that ``write_then_rename`` was writing in ``folder``; their names."""
+    """Removes what killed processes left of what they were writing in ``folder`` under names for a while; the names."""
     left = sorted(folder.glob(".*.tmp"))
     for path in left:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
         path.unlink(missing_ok=True)
     return [path.name for path in left]
 

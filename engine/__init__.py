@@ -21,6 +21,7 @@ from .logbook import Logbook, peak_memory_gb, read_log
 from .losses import TokenLabelLoss
 from .optim import build_optimizer, build_schedule
 from .options import Options, read_options
+from .parallel import Parallel, choose_parallel
 from .plan import Plan, Recipe
 from .precision import Precision, choose_precision, fit_precision
 from .run import RunFolder, describe_environment
@@ -37,6 +38,7 @@ __all__ = [
     "Logbook",
     "Metrics",
     "Options",
+    "Parallel",
     "Plan",
     "Precision",
     "Recipe",
@@ -54,6 +56,7 @@ __all__ = [
     "TrainingError",
     "build_optimizer",
     "build_schedule",
+    "choose_parallel",
     "choose_precision",
     "describe_environment",
     "distributed",

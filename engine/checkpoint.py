@@ -40,10 +40,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from elsa.core import CheckpointError, logger, write_then_rename
+from elsa.core import CheckpointError, write_then_rename
 from elsa.core.archive import read_archive, write_tensors
+
+from .distributed import Runtime
+from .step import TrainState
 
 FORMAT = 2
 LAST, PREVIOUS, BEST = "last", "previous", "best"
@@ -65,22 +68,52 @@ def save_checkpoint(folder: Path, state: dict[str, Any], weights: Mapping[str, T
     ``last.pt`` comes last: a process killed before it leaves a state that will do the same evaluation again and write
     the same best files. The ``last.pt`` that was there becomes ``previous.pt``.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    about: dict[str, str] = {name: json.dumps(state[name]) for name in ABOUT if name in state}
-    about["arch"] = state["arch"]
 
     def save(path: Path) -> None:
         torch.save(state, path)
 
-    last, best = folder / f"{LAST}.pt", folder / f"{BEST}.pt"
-    write_then_rename(last.with_suffix(".safetensors"), lambda path: write_tensors(path, tensors, about))
+    last = folder / f"{LAST}.pt"
+    save_weights(folder, state, weights, is_best)
     if is_best:
-        write_then_rename(best, save)
-        source = last.with_suffix(".safetensors")
-        write_then_rename(best.with_suffix(".safetensors"), lambda path: shutil.copyfile(source, path))
+        write_then_rename(folder / f"{BEST}.pt", save)
     if last.exists():
         write_then_rename(folder / f"{PREVIOUS}.pt", lambda path: _same_file(last, path))
     write_then_rename(last, save)
+
+
+def save_weights(folder: Path, state: Mapping[str, Any], weights: Mapping[str, Tensor], is_best: bool) -> None:
+    """Writes ``last.safetensors``, and with ``is_best`` the same under the name ``best``."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    about: dict[str, str] = {name: json.dumps(state[name]) for name in ABOUT if name in state}
+    about["arch"] = state["arch"]
+    last = folder / f"{LAST}.safetensors"
+    write_then_rename(last, lambda path: write_tensors(path, tensors, about))
+    if is_best:
+        write_then_rename(folder / f"{BEST}.safetensors", lambda path: shutil.copyfile(last, path))
+
+
+class WholeCheckpoints:
+    """The files above, written by the main process while the others wait.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path, runtime: Runtime) -> None:
+        self.folder, self.runtime = folder, runtime
+
+    def save(self, about: Mapping[str, Any], state: TrainState, evaluated: nn.Module, is_best: bool) -> None:
+        if self.runtime.is_main:
+            save_checkpoint(self.folder, {**about, **state.state_dict()}, evaluated.state_dict(), is_best)
+        self.runtime.barrier()
+
+    def last(self) -> Path | None:
+        """The checkpoint to go on from, where there is one."""
+        path = self.folder / f"{LAST}.pt"
+        return path if path.exists() else None
+
+    def finish(self) -> None:
+        """All is written already."""
 
 
 def _same_file(source: Path, path: Path) -> None:
@@ -109,20 +142,3 @@ def read_run(path: Path) -> dict[str, Any]:
         if not isinstance(content.get(name), kind):
             raise CheckpointError(f"{path} is no checkpoint of a run: its {name} is {content.get(name)!r:.60}")
     return content
-
-
-def read_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """``last.pt`` of a run's folder, or ``previous.pt`` where the last one is damaged; None where there is neither.
-
-    Raises:
-        CheckpointError: what is there is damaged.
-    """
-    found = [path for path in (folder / f"{LAST}.pt", folder / f"{PREVIOUS}.pt") if path.exists()]
-    for path in found:
-        try:
-            return path, read_run(path)
-        except CheckpointError as error:
-            if path == found[-1]:
-                raise
-            logger.warning("%s; going on from %s", error, found[-1].name)
-    return None

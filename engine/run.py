@@ -31,11 +31,14 @@ from elsa.core import (
     write_text,
 )
 
-from .checkpoint import BEST, LAST, PREVIOUS, read_last, read_run
+from .checkpoint import BEST, LAST, PREVIOUS, read_run
 from .distributed import Runtime
 from .launcher import starts
 from .logbook import LOG_NAME
+from .parallel import Parallel
 from .plan import Plan, Recipe
+from .shards import FOLDER as SHARDS
+from .shards import STATE, complete, read_last, read_state, restore
 from .step import TrainState
 
 LOG_FILE, LOCK, LAUNCHES = "train.log", ".lock", "environment.json"
@@ -56,7 +59,7 @@ class RunFolder:
     def __init__(self, path: Path, runtime: Runtime, resume: str | None, overwrite: bool) -> None:
         self.path, self.runtime, self.resume, self.overwrite = path, runtime, resume, overwrite
         self._lock: IO[str] | None = None
-        self._damaged: Path | None = None
+        self._stale: list[Path] = []  # what must not be gone on from later
 
     @contextmanager
     def claimed(self) -> Iterator[RunFolder]:
@@ -97,7 +100,7 @@ class RunFolder:
         self._lock = lock
 
     def _holds_a_run(self) -> bool:
-        return any((self.path / f"{name}.pt").exists() for name in (LAST, PREVIOUS))
+        return bool(complete(self.path)) or any((self.path / f"{name}.pt").exists() for name in (LAST, PREVIOUS))
 
     def find(self, recipe: Recipe) -> dict[str, Any] | None:
         """The checkpoint to continue from, or None for a fresh run.
@@ -116,25 +119,28 @@ class RunFolder:
                 )
             return None
         place = self.path if self.resume == "auto" else Path(self.resume)
-        elsewhere = self.path.resolve() not in (place.resolve(), place.resolve().parent)
+        elsewhere = self.path.resolve() not in (place.resolve(), *place.resolve().parents[:2])
         if elsewhere and self._holds_a_run() and not self.overwrite:
             raise ConfigError(
                 f"{self.path} holds another run than --resume {self.resume}; --overwrite replaces it, "
                 "or choose another --output"
             )
-        if place.is_dir() or self.resume == "auto":
-            found = read_last(place)
+        if (place / STATE).is_file():
+            path, content = place, read_state(place, self.runtime)
+        elif place.is_dir() or self.resume == "auto":
+            found = read_last(place, self.runtime)
             if found is None and self.resume == "auto":
                 return None
             if found is None:
                 raise CheckpointError(f"--resume {place} has no {LAST}.pt")
             path, content = found
             if path.stem == PREVIOUS and place == self.path:
-                self._damaged = place / f"{LAST}.pt"
+                self._stale = [place / f"{LAST}.pt"]
         else:
             path, content = place, read_run(place)
         if changed := recipe.differences(content["config"]):
             raise ConfigError(f"{path} belongs to a run with another configuration: {'; '.join(changed[:5])}")
+        self._stale += [later for later in complete(self.path) if later.name > f"step-{content['step']:08}"]
         return content
 
     def check_data(self, content: Mapping[str, Any], data: Mapping[str, Any]) -> None:
@@ -150,14 +156,14 @@ class RunFolder:
                     "weights, name it as the pretrained file of a new run"
                 )
 
-    def restore(self, state: TrainState, content: Mapping[str, Any]) -> None:
+    def restore(self, state: TrainState, content: Mapping[str, Any], parallel: Parallel) -> None:
         """Puts the checkpoint's state into ``state``; all processes must have read the same.
 
         Raises:
             ConfigError: it does not fit, or the processes read different files.
         """
         try:
-            state.load_state_dict(dict(content))
+            state.load_state_dict(restore(dict(content), state, parallel))
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ConfigError(f"the checkpoint does not fit this run: {reason}") from error
@@ -186,15 +192,16 @@ class RunFolder:
             self._claim()
             if self._holds_a_run() and not self.overwrite:  # begun and ended since ``find``
                 raise ConfigError(f"{self.path} holds a run that began meanwhile; --resume auto continues it")
-        if left := sweep(self.path):
+        if left := [*sweep(self.path), *sweep(self.path / SHARDS)]:
             logger.info("removed what a killed run left: %s", ", ".join(left))
         if fresh and self.overwrite:
             names = [f"{name}.{kind}" for name in (LAST, PREVIOUS, BEST) for kind in ("pt", "safetensors")]
             for name in (*names, LOG_NAME, "summary.json", "curves.png"):
                 (self.path / name).unlink(missing_ok=True)
-            shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
-        if self._damaged is not None:  # the next save must not make it the previous one
-            self._damaged.unlink(missing_ok=True)
+            for name in ("tensorboard", SHARDS):
+                shutil.rmtree(self.path / name, ignore_errors=True)
+        for path in self._stale:  # the next save must not make last.pt the previous one
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         before = [] if fresh else self._launches()
         launch = {"time": time.strftime("%Y-%m-%d %H:%M:%S"), **environment}
         write_json(self.path / LAUNCHES, [*before, launch])

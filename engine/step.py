@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
+from .distributed import Runtime
+from .parallel import Parallel
 from .precision import Precision
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -38,6 +38,7 @@ class Step(ABC):
         clip_grad: largest gradient norm, or None.
         ema: average of the weights, or None; it follows ``source``.
         source: the bare model.
+        parallel: how the model is spread over the processes.
     """
 
     def __init__(
@@ -50,11 +51,13 @@ class Step(ABC):
         scaler: torch.amp.GradScaler | None = None,
         clip_grad: float | None = None,
         ema: ModelEmaV3 | None = None,
+        parallel: Parallel | None = None,
     ) -> None:
         self.model, self.optimizer, self.precision = model, optimizer, precision
         self.source, self.clip_grad, self.ema = source, clip_grad, ema
         self.scaler = scaler or precision.grad_scaler()
         self.device = next(source.parameters()).device
+        self.parallel = parallel or Parallel(Runtime(0, 1, self.device))
         self.clipped = list(source.parameters())  # whose gradients' norm is limited; the norm is a sum in this order
 
     @abstractmethod
@@ -72,8 +75,7 @@ class Step(ABC):
         losses, terms, count = [], [], 0
         for index, batch in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
-            alone = self.model.no_sync if isinstance(self.model, DistributedDataParallel) and not last else nullcontext
-            with alone():
+            with self.parallel.micro_step(self.model, last):
                 loss, parts = self.loss(batch)
                 self.scaler.scale(loss / len(micro_batches)).backward()
             losses.append(loss.detach())
@@ -82,7 +84,7 @@ class Step(ABC):
 
         self.scaler.unscale_(self.optimizer)
         limit = float("inf") if self.clip_grad is None else self.clip_grad
-        grad_norm = nn.utils.clip_grad_norm_(self.clipped, limit)
+        grad_norm = self.parallel.clip(self.clipped, limit)
         lr = max(group["lr"] for group in self.optimizer.param_groups)
         self.scaler.step(self.optimizer)
         self.scaler.update()

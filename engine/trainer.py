@@ -13,12 +13,12 @@ import torch
 
 from elsa.core import ProcessLost, TrainingError, UnreadableData, logger, seed_everything
 
-from .checkpoint import LAST, save_checkpoint
 from .distributed import Runtime
 from .evaluate import Unreadable
 from .logbook import Logbook
-from .monitor import Monitor
+from .monitor import Gallery, Monitor
 from .plan import Plan
+from .profile import Profile
 from .signals import StopRequest
 from .soundness import Guard
 from .step import Schedule, Step, StepRecord, TrainState
@@ -31,6 +31,20 @@ class TrainBatches(Protocol):
 
     def epoch(self, epoch: int, first_step: int) -> Iterator[Sequence[Any]]:
         """The micro-batches of each step of an epoch, from ``first_step`` on."""
+        ...
+
+
+class Checkpoints(Protocol):
+    """Where the state of a run is kept."""
+
+    def save(self, about: Mapping[str, Any], state: TrainState, evaluated: torch.nn.Module, is_best: bool) -> None: ...
+
+    def last(self) -> Path | None:
+        """The one to go on from, where there is one."""
+        ...
+
+    def finish(self) -> None:
+        """Returns when what was saved is on the disk."""
         ...
 
 
@@ -47,17 +61,16 @@ class Trainer:
     """Runs a TrainState to the end of its plan.
 
     Args:
-        folder: where checkpoints go.
         schedule: learning rates of each step.
         evaluate: evaluates ``evaluated``, the weights that count (the EMA where there is one).
         metric: the number of an evaluation that the best checkpoint has most of.
         about: the entries of a checkpoint that do not change: see ``checkpoint``.
+        checkpoints: writes them.
     """
 
     def __init__(
         self,
         plan: Plan,
-        folder: Path,
         runtime: Runtime,
         state: TrainState,
         step: Step,
@@ -68,11 +81,15 @@ class Trainer:
         metric: str,
         logbook: Logbook,
         about: Mapping[str, Any],
+        checkpoints: Checkpoints,
+        gallery: Gallery | None = None,
+        profile: Profile | None = None,
     ) -> None:
-        self.plan, self.folder, self.runtime, self.state, self.step = plan, folder, runtime, state, step
+        self.plan, self.runtime, self.state, self.step = plan, runtime, state, step
         self.schedule, self.batches, self.logbook, self.about = schedule, batches, logbook, about
+        self.checkpoints = checkpoints
         self.evaluate, self.evaluated, self.metric = evaluate, evaluated, metric
-        self.monitor = Monitor(plan, runtime, state, logbook)
+        self.monitor = Monitor(plan, runtime, state, logbook, about["config"], gallery, profile)
         self.guard = Guard(plan, runtime, step, state.model, self.last_good)
 
     def fit(self, stop: StopRequest) -> bool:
@@ -83,7 +100,9 @@ class Trainer:
                 or another process is lost.
         """
         try:
-            return self.run(stop)
+            finished = self.run(stop)
+            self.checkpoints.finish()
+            return finished
         except UnreadableData as error:
             raise TrainingError(f"{error}; {self.last_good()}") from error
         except OSError as error:  # a full disk, for one
@@ -122,6 +141,7 @@ class Trainer:
         for index in range(first, end):
             with self.monitor.waiting():
                 micro_batches = next(batches)
+            self.monitor.look(self.step, micro_batches)
             self.schedule.set(state.step)
             seed_everything(plan.seed, self.runtime.rank, state.step)
             previous, record = record, self.step(micro_batches)
@@ -153,7 +173,8 @@ class Trainer:
         they met too many unreadable images."""
         broken = record is not None and not self.guard.is_sound(record)
         unreadable = self.batches.bad
-        stops, bad, untold = self.runtime.sum([float(bool(stop.name)), float(broken), float(unreadable.untold)])
+        with self.monitor.exchanging():
+            stops, bad, untold = self.runtime.sum([float(bool(stop.name)), float(broken), float(unreadable.untold)])
         if bad and record is not None:
             self.guard.fail(record, self.state.step)
         if untold:
@@ -161,8 +182,8 @@ class Trainer:
         return stops > 0
 
     def last_good(self) -> str:
-        saved = self.folder / f"{LAST}.pt"
-        return f"the last good checkpoint is {saved}" if saved.exists() else "no checkpoint was written yet"
+        saved = self.checkpoints.last()
+        return "no checkpoint was written yet" if saved is None else f"the last good checkpoint is {saved}"
 
     def evaluation_is_due(self) -> bool:
         step, plan = self.state.step, self.plan
@@ -172,12 +193,14 @@ class Trainer:
         """Evaluates, notes whether that is the best so far, and saves."""
         state, began = self.state, time.perf_counter()
         self.runtime.share_buffers(self.evaluated)  # what is evaluated is what is saved
-        result = self.evaluate()
+        with self.step.parallel.whole(self.evaluated):
+            result = self.evaluate()
         seconds = time.perf_counter() - began
         if not math.isfinite(value := result.numbers[self.metric]):
+            self.checkpoints.finish()
             raise TrainingError(
                 f"{self.metric} is {value} after step {state.step}: no best can be told. "
-                f"{self.folder / f'{LAST}.pt'} has the weights of this step"
+                f"{self.checkpoints.last()} has the weights of this step"
             )
         is_best = value > state.best
         if is_best:
@@ -195,9 +218,6 @@ class Trainer:
         self.save(is_best)
 
     def save(self, is_best: bool) -> None:
-        if self.runtime.is_main:
-            content = {**self.about, **self.state.state_dict()}
-            save_checkpoint(self.folder, content, self.evaluated.state_dict(), is_best)
-        self.runtime.barrier()
+        self.checkpoints.save(self.about, self.state, self.evaluated, is_best)
         if is_best:
             logger.info("new best: %s %.4g", self.metric, self.state.best)

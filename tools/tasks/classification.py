@@ -33,6 +33,7 @@ from elsa.data import (
 from elsa.engine import (
     Evaluation,
     Metrics,
+    Parallel,
     Plan,
     Precision,
     Recipe,
@@ -142,7 +143,7 @@ def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, trust: bool) -
         precision=precision,
         batches=batches,
         plan=plan,
-        make_step=lambda wrapped, state: build_step(config, wrapped, state, precision, micro),
+        make_step=lambda wrapped, state, parallel: build_step(config, wrapped, state, parallel, precision, micro),
         evaluate=lambda counted: _as_evaluation(
             evaluate(counted, held_out, held_out.total, runtime, precision, held_out.bad)
         ),
@@ -159,13 +160,21 @@ def _as_evaluation(metrics: Metrics) -> Evaluation:
     return Evaluation(metrics.as_dict(), metrics.count, text)
 
 
-def build_step(config: CfgNode, wrapped: nn.Module, state: TrainState, precision: Precision, micro: int) -> TrainStep:
+def build_step(
+    config: CfgNode, wrapped: nn.Module, state: TrainState, parallel: Parallel, precision: Precision, micro: int
+) -> TrainStep:
     """The optimization step: token labeling where TOKENS says so, else mixup, cutmix and cross entropy as AUG says.
 
     Args:
-        wrapped: the model as ``wrap`` made it. micro: images per process and micro-batch.
+        wrapped: the model as it is called. micro: images per process and micro-batch.
     """
-    common = dict(source=state.model, scaler=state.scaler, clip_grad=config.TRAIN.CLIP_GRAD, ema=state.ema)
+    common = dict(
+        source=state.model,
+        scaler=state.scaler,
+        clip_grad=config.TRAIN.CLIP_GRAD,
+        ema=state.ema,
+        parallel=parallel,
+    )
     tokens, smoothing = config.TOKENS, config.AUG.SMOOTHING
     if not tokens.ENABLED:
         mix = build_mix(config, micro)

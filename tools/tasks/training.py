@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 from timm.utils import ModelEmaV3
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from elsa.core import logger, write_json
 from elsa.data import TrainLoader
@@ -21,6 +19,7 @@ from elsa.engine import (
     Evaluation,
     Logbook,
     Options,
+    Parallel,
     Plan,
     Precision,
     Recipe,
@@ -31,11 +30,13 @@ from elsa.engine import (
     StopRequest,
     Trainer,
     TrainState,
+    choose_parallel,
     describe_environment,
     peak_memory_gb,
     read_log,
 )
-from elsa.engine.checkpoint import FORMAT
+from elsa.engine.checkpoint import FORMAT, WholeCheckpoints
+from elsa.engine.shards import ShardedCheckpoints
 from elsa.kernels import backend_info
 
 from .pictures import draw_curves
@@ -47,7 +48,7 @@ class Training:
 
     Attributes:
         task, arch: names for people and for the checkpoint.
-        make_step: the model as it is called (distributed, compiled) and the state → the step.
+        make_step: the model as it is called (distributed, compiled), the state, how it is spread → the step.
         evaluate: a module with the weights that count → the evaluation.
         metric: what the best checkpoint has most of; curves: beginnings of the names that curves.png draws.
         classes: class names, in the order of the labels; meta: further entries of the checkpoint.
@@ -62,7 +63,7 @@ class Training:
     precision: Precision
     batches: TrainLoader
     plan: Plan
-    make_step: Callable[[nn.Module, TrainState], Step]
+    make_step: Callable[[nn.Module, TrainState, Parallel], Step]
     evaluate: Callable[[nn.Module], Evaluation]
     metric: str
     curves: Sequence[str]
@@ -90,21 +91,24 @@ def train(
         content = folder.find(recipe)
         training = build(recipe, runtime, content is None, args.trust_checkpoint)
         model, options = training.model, training.options
+        parallel = choose_parallel(options.parallel, runtime)
+        average = None if options.ema_decay is None else ModelEmaV3(model, decay=options.ema_decay)
+        spread = parallel.spread(model, training.optimizer, average and average.module)
         state = TrainState(
             model=model,
             optimizer=training.optimizer,
             scaler=training.precision.grad_scaler(),
-            ema=None if options.ema_decay is None else ModelEmaV3(model, decay=options.ema_decay),
+            ema=average,
             schedule=training.schedule,
         )
         if content is not None:
             folder.check_data(content, training.data)
-            folder.restore(state, content)
+            folder.restore(state, content, parallel)
         where = f"is --output {args.output} on a disk that all share?"
         runtime.check_same({"the step to go on from": state.step}, where)
         facts = {**training.data, "validation images": training.plan.val_images}
         runtime.check_same({f"training data, {name}": value for name, value in facts.items()}, "is the data the same?")
-        step = training.make_step(_wrap(model, options.compile, runtime), state)
+        step = training.make_step(torch.compile(spread) if options.compile else spread, state, parallel)
         counted = model if state.ema is None or not training.evaluate_ema else state.ema.module
 
         folder.open(recipe, training.plan, environment(runtime), fresh=content is None)
@@ -117,10 +121,12 @@ def train(
         about = {"format": FORMAT, "task": training.task, "arch": training.arch, "config": dict(recipe.values),
                  "data": training.data, "metric": training.metric, "classes": list(training.classes),
                  **training.meta}  # fmt: skip
+        checkpoints = (ShardedCheckpoints(args.output, runtime, parallel) if parallel.divides
+                       else WholeCheckpoints(args.output, runtime))  # fmt: skip
         trainer = Trainer(
-            training.plan, args.output, runtime, state, step, training.schedule, training.batches,
+            training.plan, runtime, state, step, training.schedule, training.batches,
             evaluate=lambda: training.evaluate(counted), evaluated=counted, metric=training.metric,
-            logbook=logbook, about=about,
+            logbook=logbook, about=about, checkpoints=checkpoints,
         )  # fmt: skip
         began = time.perf_counter()
         with StopRequest() as stop:
@@ -128,16 +134,6 @@ def train(
         logbook.close()
         if runtime.is_main:
             _conclude(training, args.output, state, finished, time.perf_counter() - began, runtime)
-
-
-def _wrap(model: nn.Module, compiled: bool, runtime: Runtime) -> nn.Module:
-    """The module that a step calls: distributed and compiled where asked for."""
-    if runtime.world_size > 1:
-        devices = [runtime.device.index] if runtime.device.type == "cuda" else None
-        known = inspect.signature(DistributedDataParallel).parameters  # torch gave it another name
-        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        model = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **{buffers: False})
-    return torch.compile(model) if compiled else model
 
 
 def environment(runtime: Runtime) -> dict[str, Any]:

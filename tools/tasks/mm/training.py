@@ -14,7 +14,7 @@ from elsa.core import ConfigError
 from elsa.data import divide_batch
 from elsa.data.decode import TURNED
 from elsa.data.mm.loaders import eval_loader, train_loader
-from elsa.engine import Plan, Precision, Recipe, Runtime, Step, TrainState, fit_precision, read_options
+from elsa.engine import Parallel, Plan, Precision, Recipe, Runtime, Step, TrainState, fit_precision, read_options
 
 from ..training import Training
 from .evaluation import Metric, build_evaluator, check_metric, evaluate
@@ -104,9 +104,9 @@ def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, trust: bool, t
     meta = batches.loader.dataset.metainfo
     facts = {name: _plain(meta[name]) for name in ("classes", "palette", "category_ids") if meta.get(name)}
 
-    def make_step(wrapped: nn.Module, state: TrainState) -> Step:
+    def make_step(wrapped: nn.Module, state: TrainState, parallel: Parallel) -> Step:
         clip = (optim.get("clip_grad") or {}).get("max_norm")
-        common = dict(source=model, scaler=state.scaler, clip_grad=clip, ema=state.ema)
+        common = dict(source=model, scaler=state.scaler, clip_grad=clip, ema=state.ema, parallel=parallel)
         return DenseStep(wrapped, state.optimizer, precision, **common)
 
     return Training(

@@ -1,0 +1,263 @@
+"""Checkpoints of divided models: each process writes its part, while the training goes on.
+
+``shards/step-00000120`` in a run's folder holds what ``last.pt`` would after step 120:
+
+* ``state.pt``: its entries (see ``checkpoint``) without the divided tensors, and ``shards``, the CRC-32 of the files
+  beside it;
+* ``shard-….safetensors``: parts of the parameters, ``state_dict.NAME`` and ``state_dict_ema.NAME``, and of the
+  optimizer's state, ``optimizer.KEY.NAME``, as torch.distributed.checkpoint divides them.
+
+The folder gets its name when all of it is written; two of them are kept. Any number of processes reads them. Weights
+that were evaluated are whole files as ever: ``last.safetensors`` and ``best.safetensors``.
+"""
+
+from __future__ import annotations
+
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.tensor import DTensor
+
+from elsa.core import CheckpointError, logger, write_then_rename
+
+from .checkpoint import LAST, PREVIOUS, read_run, save_weights
+from .distributed import Runtime
+from .parallel import Parallel
+from .step import TrainState
+
+FOLDER, STATE, KEPT = "shards", "state.pt", 2
+OPTIMIZER = "optimizer."
+BLOCK = 2**24
+
+
+class ShardedCheckpoints:
+    """Writes the state of a divided run in the background: one save at a time, a further one waits for it.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path, runtime: Runtime, parallel: Parallel) -> None:
+        self.folder, self.runtime, self.parallel = folder, runtime, parallel
+        self.group: Any = dist.new_group(backend="gloo")  # the saves' own: the loop's messages go on meanwhile
+        self.helper = ThreadPoolExecutor(1)
+        self.pending: Future | None = None
+
+    def save(self, about: Mapping[str, Any], state: TrainState, evaluated: nn.Module, is_best: bool) -> None:
+        """Begins to write; what is written is copied before this returns."""
+        self.finish()
+        content = {**about, **state.state_dict()}
+        tensors = divide(content, state)
+        content = _copied(content)
+        weights = self.parallel.gathered(evaluated) if state.last_eval == state.step else {}
+        path = self.folder / FOLDER / f".step-{state.step:08}.tmp"
+        self.runtime.in_main(lambda: _made_anew(path))
+        writer = HuggingFaceStorageWriter(str(path), save_distributed=True)
+        written = dcp.async_save(tensors, storage_writer=writer, process_group=self.group)
+        assert isinstance(written, Future)
+        self.pending = self.helper.submit(self._conclude, written, path, content, weights, is_best)
+
+    def _conclude(
+        self, written: Future, path: Path, content: dict[str, Any], weights: dict[str, Tensor], is_best: bool
+    ) -> None:
+        written.result()
+        if not self.runtime.is_main:
+            return
+        if weights:
+            save_weights(self.folder, content, weights, is_best)
+        content["shards"] = {file.name: checksum(file) for file in sorted(path.glob("*.safetensors"))}
+        write_then_rename(path / STATE, lambda beside: torch.save(content, beside))
+        path.replace(path.with_name(path.name.removeprefix(".").removesuffix(".tmp")))
+        for old in complete(self.folder)[KEPT:]:
+            shutil.rmtree(old)
+
+    def last(self) -> Path | None:
+        """The checkpoint to go on from, where there is one."""
+        return next(iter(complete(self.folder)), None)
+
+    def finish(self) -> None:
+        """Waits until what was begun is on the disk, in every process.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self.pending is None:
+            return
+        pending, self.pending = self.pending, None
+        reason = ""
+        try:
+            pending.result()
+        except dcp.CheckpointException as error:
+            reason = "; ".join(str(failure[0]) for failure in error.failures.values())
+        except (OSError, RuntimeError) as error:
+            reason = str(error)
+        said = [told for told in self.runtime.gather(reason) if told]
+        if said:
+            raise OSError(0, said[0].splitlines()[0], str(self.folder / FOLDER))
+
+
+def _made_anew(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+
+
+def _copied(value: Any) -> Any:
+    """Containers and tensors that the training does not change any more."""
+    if isinstance(value, dict):
+        return {name: _copied(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copied(item) for item in value)
+    return value.detach().cpu().clone() if isinstance(value, Tensor) else value
+
+
+def divide(content: dict[str, Any], state: TrainState) -> dict[str, Tensor]:
+    """Takes the divided tensors out of the entries of a checkpoint; under the names that they have in shards."""
+    tensors: dict[str, Tensor] = {}
+    for entry in ("state_dict", "state_dict_ema"):
+        if entry in content:
+            parts = {name: tensor for name, tensor in content[entry].items() if isinstance(tensor, DTensor)}
+            tensors |= {f"{entry}.{name}": tensor for name, tensor in parts.items()}
+            content[entry] = {name: tensor for name, tensor in content[entry].items() if name not in parts}
+    kept: dict[int, dict[str, Any]] = {}
+    names = optimized(state)
+    for index, values in content["optimizer"]["state"].items():
+        parts = {key: value for key, value in values.items() if isinstance(value, DTensor)}
+        tensors |= {f"{OPTIMIZER}{key}.{names[index]}": value for key, value in parts.items()}
+        kept[index] = {key: value for key, value in values.items() if key not in parts}
+    content["optimizer"] = {**content["optimizer"], "state": kept}
+    return tensors
+
+
+def optimized(state: TrainState) -> list[str]:
+    """Names of the parameters in the order in which the optimizer counts them."""
+    names = {parameter: name for name, parameter in state.model.named_parameters()}
+    return [names[parameter] for group in state.optimizer.param_groups for parameter in group["params"]]
+
+
+def complete(folder: Path) -> list[Path]:
+    """The checkpoints of a run's folder that are whole, the newest first."""
+    return sorted((folder / FOLDER).glob("step-*"), reverse=True)
+
+
+def read_state(path: Path, runtime: Runtime) -> dict[str, Any]:
+    """The entries of a sharded checkpoint without the divided tensors, verified: each process looks at some files.
+
+    Raises:
+        CheckpointError: in every process: absent, damaged, or another file.
+    """
+    reason = ""
+    try:
+        content = read_run(path / STATE)
+        for name, told in list(content["shards"].items())[runtime.rank :: runtime.world_size]:
+            if not (path / name).is_file():
+                raise CheckpointError(f"{path} is damaged: {name} is missing")
+            if checksum(path / name) != told:
+                raise CheckpointError(f"{path / name} is damaged: its checksum is not the one that was written")
+    except CheckpointError as error:
+        reason = str(error)
+    if said := [told for told in runtime.gather(reason) if told]:
+        raise CheckpointError(said[0])
+    return {**content, "shards": str(path)}
+
+
+def read_last(folder: Path, runtime: Runtime) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint of a run's folder that is whole: a sharded one, ``last.pt``, or where they are damaged what
+    they replaced; None where there is none.
+
+    Raises:
+        CheckpointError: what is there is damaged.
+        ConfigError: the processes do not see the same.
+    """
+    files = [path for path in (folder / f"{LAST}.pt", folder / f"{PREVIOUS}.pt") if path.exists()]
+    kinds = (complete(folder), files)
+    seen = {"checkpoints": [path.name for paths in kinds for path in paths]}
+    runtime.check_same(seen, f"is {folder} on a disk that all share?")
+    found, damaged = [], None
+    for paths in kinds:
+        for path in paths:
+            try:
+                found.append((path, read_state(path, runtime) if path.is_dir() else read_run(path)))
+                break
+            except CheckpointError as error:
+                logger.warning("%s", error)
+                damaged = error
+    if not found and damaged is not None:
+        raise damaged
+    if damaged is not None:
+        logger.warning("going on from %s", max(found, key=_step)[0].name)
+    return max(found, key=_step, default=None)
+
+
+def _step(found: tuple[Path, dict[str, Any]]) -> int:
+    return found[1]["step"]
+
+
+def restore(content: dict[str, Any], state: TrainState, parallel: Parallel) -> dict[str, Any]:
+    """What ``state.load_state_dict`` takes, of a whole or a sharded checkpoint, for a model however it is spread."""
+    parameters = dict(state.model.named_parameters())
+    names = optimized(state)
+    read = _read_shards(Path(content["shards"]), parameters, parallel.runtime) if "shards" in content else {}
+
+    def fit(tensors: Mapping[str, Any], like: Mapping[str, Tensor]) -> dict[str, Any]:
+        return {
+            name: parallel.fit(value, like[name]) if _is_like(value, like.get(name)) else value
+            for name, value in tensors.items()
+        }
+
+    for entry in ("state_dict", "state_dict_ema"):
+        if entry in content:
+            content = {**content, entry: fit(content[entry], parameters) | read.get(entry, {})}
+    moments = {kind: values for kind, values in read.items() if kind.startswith(OPTIMIZER)}
+    states = {}
+    for index, values in content["optimizer"]["state"].items():
+        of_shards = {kind.removeprefix(OPTIMIZER): found[names[index]] for kind, found in moments.items()
+                     if names[index] in found}  # fmt: skip
+        states[index] = fit(values, dict.fromkeys(values, parameters[names[index]])) | of_shards
+    return {**content, "optimizer": {**content["optimizer"], "state": states}}
+
+
+def _is_like(value: Any, parameter: Tensor | None) -> bool:
+    return isinstance(value, Tensor) and parameter is not None and value.shape == parameter.shape
+
+
+def _read_shards(path: Path, parameters: Mapping[str, Tensor], runtime: Runtime) -> dict[str, dict[str, Tensor]]:
+    """{entry: {name of a parameter: what the shards hold of it}}, each spread as the parameter is."""
+    reader = HuggingFaceStorageReader(str(path))
+    found: dict[str, dict[str, Tensor]] = {}
+    tensors: dict[str, Tensor] = {}
+    for key, saved in reader.read_metadata().state_dict_metadata.items():
+        assert isinstance(saved, TensorStorageMetadata)
+        kind, _, name = key.partition(".")
+        if kind == OPTIMIZER.rstrip("."):
+            value, _, name = name.partition(".")
+            kind = f"{OPTIMIZER}{value}"
+        if name not in parameters or parameters[name].shape != saved.size:
+            raise CheckpointError(f"{path} has {key} of shape {tuple(saved.size)}, which this model has not")
+        tensors[key] = torch.zeros_like(parameters[name].detach(), dtype=saved.properties.dtype)
+        found.setdefault(kind, {})[name] = tensors[key]
+    dcp.load(tensors, storage_reader=reader, process_group=runtime.control, no_dist=runtime.world_size == 1)
+    return found
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a file."""
+    value = 0
+    with path.open("rb") as stream:
+        for block in _pieces(stream):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def _pieces(stream: Any) -> Iterator[bytes]:
+    while block := stream.read(BLOCK):
+        yield block
