@@ -6,6 +6,7 @@ want of memory most often, is named instead of waited for.
 
 from __future__ import annotations
 
+import gc
 import io
 import multiprocessing.connection
 import multiprocessing.queues
@@ -102,7 +103,11 @@ def _held_back() -> Iterator[None]:
 
 
 def start(_worker: int) -> None:
-    """In a loader process: only its training process may end it, and what it cannot hand over ends it too."""
+    """In a loader process: only its training process may end it, and what it cannot hand over ends it too.
+
+    What it was born with is nothing to the garbage collector, which would write to every object, and so copy it.
+    """
+    gc.freeze()
     signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)
     threading.Thread(target=_heed, args=(os.getppid(),), daemon=True).start()
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_not_handed_over)

@@ -81,12 +81,12 @@ def _check_folder(
         detail = f"{loose} files lie in it directly; the loaders expect {path.name}/CLASS/IMAGE" if loose else "empty"
         report.add("no class folders", path, detail)
     images = FolderImages(path, classes)
-    per_class = Counter(classes[index] for _, index in images.samples)
+    per_class = Counter(classes[index] for index in images.labels.tolist())
     for name in classes:
         if not per_class[name]:
             report.add("class without images", path / name)
     report.notes += images.notes()
-    names = [name for name, _ in images.samples]
+    names = [images.filename(index) for index in range(len(images))]
     list(look_at_images(report, split, names, not fast, workers, progress))
     return _count(report, split, classes, len(images))
 
@@ -100,16 +100,16 @@ def _check_tar(
     except DataError as error:
         report.add("tar file unreadable", path, str(error))
         return _count(report, split, [], 0)
-    places = [(member.offset, member.size) for member in images.members]
+    places = list(zip(images.offsets.tolist(), images.sizes.tolist(), strict=True))
     look_inside = partial(_look_into_tar, str(path), not fast)
     looks = survey(look_inside, places, workers, progress, f"{split} images")
     oddities = Oddities()
-    for member, (_, look) in zip(images.members, looks, strict=True):
+    for name, (_, look) in zip(images.names, looks, strict=True):
         oddities.see(look)
         if look.error:
-            report.add("image unreadable", f"{path}/{member.name}", look.error)
+            report.add("image unreadable", f"{path}/{name}", look.error)
     report.notes += oddities.notes(split)
-    return _count(report, split, images.labels, len(images))
+    return _count(report, split, images.classes, len(images))
 
 
 def _look_into_tar(path: str, decode: bool, place: tuple[int, int]) -> Look:

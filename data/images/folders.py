@@ -6,50 +6,72 @@ import difflib
 import io
 import os
 import tarfile
+from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+import torch
 
 from elsa.core import DataError, logger
 
-from ..listing import endings, files_below, files_in, folders_in, is_hidden
+from ..flat import Texts, integers
+from ..listing import endings, files_in, folders_in, is_hidden, names_below
 from .classes import Classes, order_classes
 
 SPLIT_NAMES = (("train", "training"), ("val", "validation", "eval", "evaluation"), ("test", "testing"))
 
 
-class FolderImages:
-    """``path/CLASS/**/IMAGE`` in the order of ``classes``; items are (path of the image, class index).
+class ListedFiles:
+    """Image files with their labels; items are (path of the image, class index).
+
+    Attributes:
+        root: the folder that names are relative to; labels: (N,) int32.
+    """
+
+    def __init__(self, root: Path, pairs: Iterable[tuple[str, int]]) -> None:
+        labels = array("i")
+
+        def names() -> Iterator[str]:
+            for name, label in pairs:
+                labels.append(label)
+                yield name
+
+        self.root, self.names = root, Texts(names())
+        self.labels = integers(labels)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[str, int]:
+        return self.filename(index), int(self.labels[index])
+
+    def filename(self, index: int, absolute: bool = True) -> str:
+        return os.path.join(self.root, self.names[index]) if absolute else self.names[index]
+
+
+class FolderImages(ListedFiles):
+    """``path/CLASS/**/IMAGE`` in the order of ``classes``.
 
     Attributes:
         left_out: how many files are no images by their names, by ending; outside: files in no class folder.
     """
 
     def __init__(self, path: Path, classes: list[str]) -> None:
-        self.path, read = path, endings()
-        self.samples: list[tuple[str, int]] = []
         self.left_out: Counter[str] = Counter()
-        own = set(folders_in(path))
+        self.outside = len(files_in(path))
+        super().__init__(path, self._files(path, classes))
+
+    def _files(self, path: Path, classes: list[str]) -> Iterator[tuple[str, int]]:
+        own, read = set(folders_in(path)), endings()
         for index, label in enumerate(classes):
-            for file in files_below(path / label) if label in own else ():
-                ending = file.suffix.lower()
+            for name in names_below(path / label) if label in own else ():
+                ending = os.path.splitext(name)[1].lower()
                 if ending in read:
-                    self.samples.append((str(file), index))
+                    yield f"{label}/{name}", index
                 else:
                     self.left_out[ending or "without ending"] += 1
-        self.outside = len(files_in(path))
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[str, int]:
-        return self.samples[index]
-
-    def filename(self, index: int, absolute: bool = True) -> str:
-        name = self.samples[index][0]
-        return name if absolute else os.path.relpath(name, self.path)
 
     def notes(self) -> list[str]:
         """What lies there and is not used, in words."""
@@ -57,24 +79,11 @@ class FolderImages:
         if self.left_out:
             listed = ", ".join(f"{count} {ending}" for ending, count in sorted(self.left_out.items()))
             found.append(
-                f"{self.path}: {self.left_out.total()} files in class folders are no images by their names ({listed})"
+                f"{self.root}: {self.left_out.total()} files in class folders are no images by their names ({listed})"
             )
         if self.outside:
-            found.append(f"{self.path}: {self.outside} files lie beside the class folders, in none of them")
+            found.append(f"{self.root}: {self.outside} files lie beside the class folders, in none of them")
         return found
-
-
-@dataclass(frozen=True)
-class Member:
-    """An image in a tar file: its path below the split, and where its bytes are."""
-
-    name: str
-    offset: int
-    size: int
-
-    @property
-    def label(self) -> str:
-        return self.name.partition("/")[0]
 
 
 class TarImages:
@@ -82,46 +91,61 @@ class TarImages:
 
     The names of inner tar files are folders; a folder that all lies in (``train/CLASS/IMAGE``) does not count.
 
+    Attributes:
+        classes: names of the folders, sorted as text.
+        names, offsets, sizes: of each image, where its bytes are; labels: (N,) int32, once ``number`` was called.
+
     Raises:
         DataError: it is no tar file, or holds no images in folders.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        names, offsets, sizes = list[str](), array("q"), array("q")
         try:
             with tarfile.open(path, "r:") as archive:
-                found = list(_members(archive, PurePosixPath(), 0, endings()))
+                for name, offset, size in _members(archive, PurePosixPath(), 0, endings()):
+                    names.append(name)
+                    offsets.append(offset)
+                    sizes.append(size)
         except (OSError, tarfile.TarError, ValueError) as error:
             raise DataError(f"{path} is no tar file that can be read: {error}") from error
-        found = [member for member in _without_common_folder(found) if "/" in member.name]
-        if not found:
+        names = _without_common_folder(names)
+        kept = torch.tensor([index for index, name in enumerate(names) if "/" in name], dtype=torch.long)
+        if not len(kept):
             raise DataError(f"{path} has no images in class folders; expected CLASS/IMAGE in it")
-        self.labels = sorted({member.label for member in found})
-        self.members = found
-        self.samples: list[tuple[Member, int]] = []
+        self.names = Texts(name for name in names if "/" in name)
+        self.offsets, self.sizes = integers(offsets)[kept], integers(sizes)[kept]
+        self.classes = sorted({_first_folder(name) for name in self.names})
+        self.labels = torch.empty(0, dtype=torch.int32)
 
     def number(self, classes: list[str]) -> None:
         """Gives the images the labels of these classes, and sorts them by label and name."""
-        indices = {label: index for index, label in enumerate(classes)}
-        pairs = [(member, indices[member.label]) for member in self.members]
-        self.samples = sorted(pairs, key=lambda pair: (pair[1], pair[0].name))
+        indices, names = {label: index for index, label in enumerate(classes)}, list(self.names)
+        labels = [indices[_first_folder(name)] for name in names]
+        order = sorted(range(len(names)), key=lambda index: (labels[index], names[index]))
+        self.names = Texts(names[index] for index in order)
+        self.labels = torch.tensor([labels[index] for index in order], dtype=torch.int32)
+        self.offsets, self.sizes = self.offsets[order], self.sizes[order]
 
     def __len__(self) -> int:
-        return len(self.members)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[io.BytesIO, int]:
-        member, label = self.samples[index]
         with self.path.open("rb") as file:
-            file.seek(member.offset)
-            return io.BytesIO(file.read(member.size)), label
+            file.seek(int(self.offsets[index]))
+            return io.BytesIO(file.read(int(self.sizes[index]))), int(self.labels[index])
 
     def filename(self, index: int, absolute: bool = True) -> str:
-        name = self.samples[index][0].name
+        name = self.names[index]
         return f"{self.path}/{name}" if absolute else name
 
 
-def _members(archive: tarfile.TarFile, folder: PurePosixPath, start: int, read: frozenset[str]) -> Iterator[Member]:
-    """The images in an archive that begins ``start`` bytes into the file and counts as ``folder``."""
+def _members(
+    archive: tarfile.TarFile, folder: PurePosixPath, start: int, read: frozenset[str]
+) -> Iterator[tuple[str, int, int]]:
+    """(path, offset, size) of the images in an archive that begins ``start`` bytes into the file and counts as
+    ``folder``."""
     while (entry := archive.next()) is not None:
         archive.members = []  # or a list of millions grows
         place = folder / entry.name
@@ -131,16 +155,20 @@ def _members(archive: tarfile.TarFile, folder: PurePosixPath, start: int, read: 
             with tarfile.open(fileobj=archive.extractfile(entry), mode="r:") as inner:
                 yield from _members(inner, place.with_suffix(""), start + entry.offset_data, read)
         elif place.suffix.lower() in read:
-            yield Member(str(place), start + entry.offset_data, entry.size)
+            yield str(place), start + entry.offset_data, entry.size
 
 
-def _without_common_folder(members: list[Member]) -> list[Member]:
+def _first_folder(name: str) -> str:
+    return name.partition("/")[0]
+
+
+def _without_common_folder(names: list[str]) -> list[str]:
     """Without the folders that hold all the class folders."""
-    while members and all(member.name.count("/") > 1 for member in members):
-        if len({member.label for member in members}) > 1:
+    while names and all(name.count("/") > 1 for name in names):
+        if len({_first_folder(name) for name in names}) > 1:
             break
-        members = [Member(member.name.partition("/")[2], member.offset, member.size) for member in members]
-    return members
+        names = [name.partition("/")[2] for name in names]
+    return names
 
 
 def open_folders(
@@ -162,7 +190,7 @@ def open_folders(
         if path.is_dir() != reference.is_dir():
             raise DataError(f"{reference} and {path}: use folders for both splits, or tar files for both")
     tars = {} if reference.is_dir() else {path: TarImages(path) for path in {*paths, reference}}
-    labels = {path: tars[path].labels if tars else folders_in(path) for path in {*paths, reference}}
+    labels = {path: tars[path].classes if tars else folders_in(path) for path in {*paths, reference}}
     if not labels[reference]:
         raise DataError(f"{reference} has no class folders; expected {reference}/CLASS/IMAGE")
     classes = order_classes(labels[reference], wanted, reference)
@@ -190,7 +218,7 @@ def _check_present(items: FolderImages | TarImages, classes: Classes, path: Path
         logger.info("%s", note)
     if not len(items):
         raise DataError(f"{path} has no images")
-    present = {index for _, index in items.samples}
+    present = set(items.labels.unique().tolist())
     if empty := [name for index, name in enumerate(classes.folders) if index not in present]:
         listing = f"{len(empty)} of {len(classes.folders)} classes have no image in {path}: {', '.join(empty[:5])}"
         if is_reference:

@@ -11,11 +11,13 @@ from typing import Any
 
 from timm.data import create_dataset
 from torch.utils.data import IterableDataset
+from torchvision.datasets import DatasetFolder
 from yacs.config import CfgNode
 
 from elsa.core import DataError, did_you_mean
 
 from ..listing import endings
+from .folders import ListedFiles
 
 PREFIXES = ("torch", "hfds", "wds", "hfids", "tfds")
 READ_WHOLE = ("wds", "hfids")  # streams of images as their files are, not yet converted
@@ -54,8 +56,6 @@ def open_reader(config: CfgNode, mode: str, name: str) -> IterableDataset | tupl
             _check_shards(dataset.reader, key, split, is_training)
         return dataset
     items = getattr(dataset, "reader", dataset)
-    if hasattr(items, "loader"):  # torchvision's folders: decode() opens the files instead
-        items.loader = str
     if not len(items):
         raise DataError(f"{where}: no images")
     classes = _class_names(items)
@@ -63,6 +63,10 @@ def open_reader(config: CfgNode, mode: str, name: str) -> IterableDataset | tupl
         raise DataError(
             f"{data.DATASET} has {len(classes)} classes, but MODEL.NUM_CLASSES is {config.MODEL.NUM_CLASSES}"
         )
+    if isinstance(items, DatasetFolder):
+        items = ListedFiles(Path(), items.samples)
+    elif hasattr(items, "loader"):  # torchvision's, of files: decode() opens them instead
+        items.loader = str
     return items, classes
 
 

@@ -1,0 +1,61 @@
+"""Names of a million images in flat memory, which loader processes share."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_CODE = ("utf-8", "surrogateescape")  # any file name, and back
+
+
+class Texts(Sequence[str]):
+    """Texts in two tensors instead of as many objects.
+
+    Python counts the references to an object in the object itself: of a list, every loader process that reads it gets
+    copies of its own, page by page, hundreds of megabytes over an epoch. The pages of tensors stay common to processes
+    that are forked, and spawned ones receive them by shared memory.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        content, ends = bytearray(), array("q", [0])
+        for text in texts:
+            content += text.encode(*_CODE)
+            ends.append(len(content))
+        self._content, self._ends = np.frombuffer(content, np.uint8), np.frombuffer(ends, np.int64)
+
+    @classmethod
+    def of(cls, content: Tensor, ends: Tensor) -> Texts:
+        """Those that ``parts`` gave."""
+        texts = cls.__new__(cls)
+        texts._content, texts._ends = content.numpy(), ends.numpy()
+        return texts
+
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """All texts in UTF-8, one after the other, (bytes,) uint8, and where each ends, after a 0, (N + 1,) int64."""
+        return torch.from_numpy(self._content), torch.from_numpy(self._ends)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Texts.of, self.parts()  # tensors, which torch hands to another process as shared memory
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        place = range(len(self))[index]
+        return self._content[self._ends[place] : self._ends[place + 1]].tobytes().decode(*_CODE)
+
+    def __iter__(self) -> Iterator[str]:
+        content, begin = memoryview(self._content), 0
+        for end in self._ends[1:].tolist():
+            yield bytes(content[begin:end]).decode(*_CODE)
+            begin = end
+
+
+def integers(values: array) -> Tensor:
+    """The numbers of an array of type "i" or "q", int32 or int64, without a copy."""
+    return torch.from_numpy(np.frombuffer(values, {"i": np.int32, "q": np.int64}[values.typecode]))
