@@ -120,7 +120,8 @@ class TrainLoader:
     """Micro-batches of each step of an epoch.
 
     Args:
-        loader: of micro-batches; where there is no ``sampler`` of a streaming data set with ``stream`` and ``seed``.
+        loader: of micro-batches; where there is no ``sampler`` of a streaming data set, which has ``begin``,
+            ``begin_again`` and ``seed``.
         bad_of: what is said of the unreadable images that a micro-batch met.
 
     Attributes:
@@ -146,7 +147,7 @@ class TrainLoader:
             self.sampler.epoch, self.sampler.first_step = epoch, first_step
             batches = iter(self.loader)
         else:
-            self.loader.dataset.stream.set_epoch(epoch)
+            self.loader.dataset.begin(epoch, first_step * self.accum)
             self.loader.generator.manual_seed(mix_seed(self.loader.dataset.seed, epoch))
             batches = itertools.islice(self._stream(), first_step * self.accum, self.steps_per_epoch * self.accum)
         while step := list(itertools.islice(batches, self.accum)):
@@ -161,6 +162,7 @@ class TrainLoader:
             for batch in self.loader:
                 count += 1
                 yield batch
+            self.loader.dataset.begin_again(count)
             if not count:
                 raise DataError(
                     f"the training images of this process give no batch of {self.loader.batch_size}: they cannot be "

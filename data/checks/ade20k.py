@@ -23,7 +23,8 @@ from ..label_maps import (
     unlabelled,
 )
 from ..pairs import find_pairs
-from .report import SPLITS, Look, Oddities, Progress, Report, look_at, silent, survey
+from ..survey import Progress, silent, survey
+from .report import SPLITS, Look, Oddities, Report, look_at
 
 FOLDERS = {"train": "training", "val": "validation"}
 PUBLISHED_CLASSES = 150

@@ -10,8 +10,9 @@ from typing import Any
 from ..annotation_rules import ADVICE, MENDED, WITHOUT_AREA, Fault
 from ..annotations import LISTS, Annotations
 from ..images.folders import check_root
+from ..survey import Progress, silent
 from .coco_names import CATEGORIES
-from .report import SPLITS, Progress, Report, look_at_images, silent
+from .report import SPLITS, Report, look_at_images
 
 PUBLISHED = {"train": {"images": 118_287, "annotations": 860_001}, "val": {"images": 5_000, "annotations": 36_781}}
 # Published as they are, one box of height 0 each (github.com/cocodataset/cocoapi/issues/355); loaders leave them out.

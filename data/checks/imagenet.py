@@ -12,7 +12,8 @@ from elsa.core import DataError
 
 from ..images.folders import FolderImages, TarImages, check_root, find_split
 from ..listing import folders_in
-from .report import SPLITS, Look, Oddities, Progress, Report, look_at, look_at_images, silent, survey
+from ..survey import Progress, silent, survey
+from .report import SPLITS, Look, Oddities, Report, look_at, look_at_images
 
 WORDNET = re.compile(r"n\d{8}")
 PUBLISHED_CLASSES = 1000

@@ -1,26 +1,16 @@
-"""What all checks share: findings, the look at one image, and many looks in several processes."""
+"""What all checks share: findings, and the look at one image."""
 
 from __future__ import annotations
 
 import io
-import multiprocessing
-import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, TypeVar
-
-from elsa.core import DataError
+from typing import Any
 
 from ..decode import Header, UnreadableImage, read_header, verify
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-Progress = Callable[[Iterable[Result], int, str], Iterable[Result]]
-"""``progress(results, total, description)`` passes the results on and shows how far they are."""
+from ..survey import Progress, survey
 
 SPLITS = ("train", "val")
 
@@ -135,29 +125,3 @@ def look_at_images(
             oddities.see(look)
             yield path, look
     report.notes += oddities.notes(split)
-
-
-def silent(results: Iterable[Result], total: int, description: str) -> Iterable[Result]:
-    """Shows nothing."""
-    return results
-
-
-def survey(
-    look: Callable[[Item], Result], items: Sequence[Item], workers: int, progress: Progress, description: str
-) -> Iterator[tuple[Item, Result]]:
-    """(item, look(item)) for all items, in their order; ``workers`` processes, or none with 0.
-
-    Raises:
-        DataError: a process ended before its time.
-    """
-    if not workers or len(items) < 2:
-        yield from zip(items, progress(map(look, items), len(items), description), strict=True)
-        return
-    # fork, as data loaders do: a worker that imports everything anew would take seconds to start.
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-        results = pool.map(look, items, chunksize=min(64, -(-len(items) // workers)))
-        try:
-            yield from zip(items, progress(results, len(items), description), strict=True)
-        except BrokenProcessPool as error:
-            raise DataError(f"{description}: a worker process was killed; is there memory for {workers}?") from error

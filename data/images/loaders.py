@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 from tqdm import tqdm
 from yacs.config import CfgNode
 
@@ -18,8 +18,8 @@ from elsa.core import DataError, logger, mix_seed, seed_everything
 from ..decode import UnreadableImage, decode
 from ..order import MAX_REPLACEMENTS, BadImages, TrainLoader, TrainSampler, divide_batch
 from ..workers import Loader
-from .readers import check_shares
-from .sources import Source, check_label, image_mode
+from .readers import check_label, check_shares
+from .sources import Source, image_mode
 from .token_labels import LabelMaps, TokenLabels
 from .transforms import eval_transform, train_transform
 
@@ -92,29 +92,52 @@ class EvalImages(Dataset):
 class Streamed(IterableDataset):
     """One of timm's streaming readers, in the form of the data sets above.
 
-    Its order comes from the seed of the loader process, hence from the loader's generator. Unreadable images are left
-    out, by timm's readers or here.
+    Its order comes from the seed of the loader process, hence from the loader's generator; augmentation is a function
+    of seed, epoch, process and place in the stream. Unreadable images are left out, by timm's readers or here.
 
     Args:
-        alone: whether this process reads the whole split.
+        batch: images of a micro-batch; 0 in evaluation, of which the main process reads the whole split, instead of a
+            share that may miss or repeat images.
+
+    Attributes:
+        skipped: micro-batches that a resumed epoch has behind it: they are read, but not augmented.
     """
 
-    def __init__(self, config: CfgNode, stream: IterableDataset, transform: Callable, alone: bool = False) -> None:
-        self.stream, self.transform = stream, transform
+    def __init__(self, config: CfgNode, stream: IterableDataset, transform: Callable, batch: int = 0) -> None:
+        self.stream, self.transform, self.batch = stream, transform, batch
         self.mode, self.seed, self.classes = image_mode(config), config.TRAIN.SEED, config.MODEL.NUM_CLASSES
         self.name = f"DATA.DATASET {config.DATA.DATASET}"
-        if alone:  # instead of a share that may miss or repeat images
+        self.epoch = self.turn = self.skipped = 0
+        if not batch:
             stream.reader.dist_rank, stream.reader.dist_num_replicas = 0, 1
 
-    def __iter__(self) -> Iterator[tuple[Tensor, int, int, tuple[str, ...]]]:
+    def begin(self, epoch: int, skipped: int) -> None:
+        self.stream.set_epoch(epoch)
+        self.epoch, self.turn, self.skipped = epoch, 0, skipped
+
+    def begin_again(self, given: int) -> None:
+        """Where the stream ended before its epoch did, after so many micro-batches."""
+        self.turn, self.skipped = self.turn + 1, self.skipped - given
+
+    def __iter__(self) -> Iterator[tuple[Tensor | None, int, int, tuple[str, ...]]]:
+        worker = get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        place = 0
         for image, target in self._samples():
             check_label(target, self.classes, f"an image of {self.name}")
             try:
                 pixels = decode(image, self.mode)
             except UnreadableImage as error:
                 logger.warning("skipping %s", error)
-            else:
-                yield self.transform(pixels), int(target), -1, ()
+                continue
+            if self.batch:  # loader processes take turns: this is at most the number of its micro-batch
+                if place // self.batch * workers + number < self.skipped:
+                    place += 1
+                    yield None, -1, -1, ()
+                    continue
+                seed_everything(self.seed, self.epoch, self.turn, self.stream.reader.dist_rank, number, place)
+            place += 1
+            yield self.transform(pixels), int(target), -1, ()
 
     def _samples(self) -> Iterator[tuple[Any, Any]]:
         try:
@@ -191,12 +214,13 @@ def train_loader(config: CfgNode, source: Source | IterableDataset, rank: int, w
         common |= dict(num_workers=max(1, data.WORKERS), persistent_workers=False, generator=torch.Generator())
         source.set_loader_cfg(num_workers=common["num_workers"])
         check_shares(source, common["num_workers"], world_size)
-        streamed = Streamed(config, source, transform)
+        streamed = Streamed(config, source, transform, micro)
         loader = Loader(streamed, batch_size=micro, drop_last=True, **common)
         return TrainLoader(loader, None, images, data.BATCH, accum, bad)
 
     def order(epoch: int) -> Tensor:
-        return torch.randperm(len(source), generator=torch.Generator().manual_seed(mix_seed(config.TRAIN.SEED, epoch)))
+        generator = torch.Generator().manual_seed(mix_seed(config.TRAIN.SEED, epoch))
+        return source.order(generator)
 
     sampler = TrainSampler(order, len(source), data.BATCH, accum, rank, world_size)
     loader = Loader(TrainImages(source, transform, config.TRAIN.SEED, labels), batch_sampler=sampler, **common)
@@ -219,7 +243,7 @@ def eval_loader(config: CfgNode, source: Source | IterableDataset, rank: int, wo
     batch = config.DATA.EVAL_BATCH
     common = dict(batch_size=batch, **_worker_options(config, min(batch, count_images(source))))
     if isinstance(source, IterableDataset):
-        streamed = Streamed(config, source, transform, alone=True)
+        streamed = Streamed(config, source, transform)
         source.set_loader_cfg(num_workers=config.DATA.WORKERS)
         return EvalLoader(Loader(streamed, **common) if rank == 0 else (), count_images(source), bad)
     share = range(rank, len(source), world_size)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from timm.data import create_dataset
+from torch import Tensor
 from torch.utils.data import IterableDataset
 from torchvision.datasets import DatasetFolder
 from yacs.config import CfgNode
@@ -18,6 +19,7 @@ from elsa.core import DataError, did_you_mean
 
 from ..listing import endings
 from .folders import ListedFiles
+from .shards import ShardImages, index_path, open_shards
 
 PREFIXES = ("torch", "hfds", "wds", "hfids", "tfds")
 READ_WHOLE = ("wds", "hfids")  # streams of images as their files are, not yet converted
@@ -39,7 +41,7 @@ def open_reader(config: CfgNode, mode: str, name: str) -> IterableDataset | tupl
             data.DATASET,
             root=data.ROOT,
             split=split,
-            is_training=is_training,
+            is_training=is_training and prefix != "wds",  # of shards on a disk the samples are counted here
             batch_size=data.BATCH if is_training else data.EVAL_BATCH,
             seed=config.TRAIN.SEED,
             input_img_mode="" if prefix in READ_WHOLE else mode,  # decode() sees them with all they say
@@ -51,23 +53,33 @@ def open_reader(config: CfgNode, mode: str, name: str) -> IterableDataset | tupl
         raise DataError(f"DATA.DATASET {data.DATASET} needs a package that is not installed: {error}") from error
     except Exception as error:  # readers raise whatever the packages below them do
         raise DataError(f"{where}: {_first_line(error)}") from error
+    if prefix == "wds":
+        return _open_wds(dataset, config, key, is_training)
     if isinstance(dataset, IterableDataset):
-        if prefix == "wds":
-            _check_shards(dataset.reader, key, split, is_training)
         return dataset
     items = getattr(dataset, "reader", dataset)
     if not len(items):
         raise DataError(f"{where}: no images")
     classes = _class_names(items)
-    if classes and len(classes) != config.MODEL.NUM_CLASSES:
-        raise DataError(
-            f"{data.DATASET} has {len(classes)} classes, but MODEL.NUM_CLASSES is {config.MODEL.NUM_CLASSES}"
-        )
+    _check_count(classes, config)
     if isinstance(items, DatasetFolder):
         items = ListedFiles(Path(), items.samples)
     elif hasattr(items, "loader"):  # torchvision's, of files: decode() opens them instead
         items.loader = str
     return items, classes
+
+
+def _check_count(classes: Sequence[str], config: CfgNode) -> None:
+    if classes and len(classes) != (count := config.MODEL.NUM_CLASSES):
+        raise DataError(f"{config.DATA.DATASET} has {len(classes)} classes, but MODEL.NUM_CLASSES is {count}")
+
+
+def check_label(label: Any, count: int, what: str) -> None:
+    """Raises DataError where a reader gives a label that is none of 0 … count − 1."""
+    if not isinstance(label, (int, np.integer, Tensor)) or not 0 <= int(label) < count:
+        raise DataError(
+            f"{what} has the label {label!r:.60}; with MODEL.NUM_CLASSES {count} labels are 0 … {count - 1}"
+        )
 
 
 def _class_names(items: Any) -> list[str]:
@@ -132,59 +144,48 @@ def _column(key: str, data: CfgNode, fitting: list[str], usual: str, kinds: Mapp
 # ---- WebDataset
 
 
-def _check_shards(reader: Any, key: str, split: str, is_training: bool) -> None:
-    """Refuses shards that are not there and numbers of samples that are not right; what can be counted is counted.
+def _open_wds(
+    dataset: IterableDataset, config: CfgNode, key: str, is_training: bool
+) -> IterableDataset | tuple[ShardImages, list[str]]:
+    """Shards on a disk by index, and others, of an address or a command, as timm's stream.
 
     Raises:
-        DataError: naming the shard, or the split with the number that it should have.
+        DataError: naming the shard, or the split with the number of samples that it should have.
     """
+    reader, split = dataset.reader, config.DATA[key.removeprefix("DATA.")]
     shards = [os.path.join(reader.root, name) for name in reader.split_info.filenames]
     if not shards:
         raise DataError(f"{key} {split} names no shards")
-    local = [Path(shard) for shard in shards if "://" not in shard and not shard.startswith("pipe:")]
-    if absent := [str(shard) for shard in local if not shard.is_file()]:
-        raise DataError(f"{key} {split}: {len(absent)} of {len(shards)} shards do not exist: {', '.join(absent[:3])}")
+    classes = [str(name) for name in reader.info.get("classes", ())]
+    _check_count(classes, config)
+    if not all(_is_local(shard) for shard in shards):
+        if not reader.num_samples:
+            raise DataError(f"{key} {split} does not say how many samples there are: write {split}|NUMBER")
+        reader.is_training, dataset.classes = is_training, classes
+        return dataset
+    paths = [Path(shard) for shard in shards]
+    if absent := [str(path) for path in paths if not path.is_file()]:
+        raise DataError(f"{key} {split}: {len(absent)} of {len(paths)} shards do not exist: {', '.join(absent[:3])}")
+    index = index_path(Path(reader.root), reader.split_info.name) if reader.split_info.name else None
+    label_key = reader.target_key or reader.split_info.alt_label or ""
+    items, total = open_shards(paths, index, reader.input_key, label_key, config.DATA.WORKERS)
     stated = int(reader.num_samples or 0)
-    if is_training:
-        for shard in local:
-            _count_samples(shard, reader.input_key, first=True)
-    elif len(local) == len(shards):
-        counted = sum(_count_samples(shard, reader.input_key) for shard in local)
-        if stated not in (0, counted):
-            cure = (
-                "correct its _info.json"
-                if reader.split_info.shard_lengths
-                else f"write {split.partition('|')[0]}|{counted}"
-            )
-            raise DataError(f"{key} {split} says {stated} samples, its shards hold {counted}: {cure}")
-        reader.num_samples = stated = counted
-    if not stated:
-        raise DataError(f"{key} {split} does not say how many samples there are: write {split}|NUMBER")
+    if stated and not len(items) <= stated <= total:
+        name = split.partition("|")[0]
+        cure = "correct its _info.json" if reader.split_info.shard_lengths else f"write {name}|{total}"
+        raise DataError(f"{key} {split} says {stated} samples, its shards hold {total}: {cure}")
+    highest = int(items.labels.argmax())
+    check_label(int(items.labels[highest]), config.MODEL.NUM_CLASSES, items.filename(highest))
+    return items, classes
 
 
-def _count_samples(shard: Path, image_key: str, first: bool = False) -> int:
-    """Samples with an image in a shard: neighbouring files whose names are alike up to the first dot.
-
-    Args:
-        first: look at the first file alone, for whether this is a tar file at all.
-    """
-    wanted, count, previous = set(image_key.split(";")), 0, None
-    try:
-        with tarfile.open(shard) as archive:
-            while (entry := archive.next()) is not None:
-                archive.members = []
-                parts = re.fullmatch(r"((?:.*/)?[^./][^./]*)\.([^/]*)", entry.name)
-                if first:
-                    return 1
-                if parts and entry.isreg() and parts[2].lower() in wanted and parts[1] != previous:
-                    count, previous = count + 1, parts[1]
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise DataError(f"shard {shard} is no tar file that can be read: {_first_line(error)}") from error
-    return count
+def _is_local(shard: str) -> bool:
+    """Whether it is a file that can be read anywhere: no address, no command, not compressed."""
+    return shard.endswith(".tar") and not re.match(r"\w+:", shard)
 
 
 def check_shares(source: IterableDataset, workers: int, processes: int) -> None:
-    """Raises DataError where shards are too few for every process to have one, so that some would wait for ever.
+    """Raises DataError where a stream's shards are too few for every process to have one: some would wait for ever.
 
     Shards are dealt to the loader processes in turn, those of the first training process first.
     """

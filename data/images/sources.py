@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
@@ -17,7 +17,8 @@ from elsa.core import ConfigError, DataError
 from ..decode import BECAUSE, UnreadableImage, decode
 from ..embedded.digits import write_digits
 from .folders import open_folders
-from .readers import PREFIXES, open_reader
+from .readers import PREFIXES, check_label, open_reader
+from .shards import ShardImages
 
 
 class Source:
@@ -25,7 +26,7 @@ class Source:
 
     Attributes:
         classes: class names in the order of their indices; empty where the reader does not tell.
-        files: whether the images are files with names of their own, in a folder or in a tar file.
+        files: whether the images are files with names of their own, in a folder or in tar files.
         order_is_open: whether a checkpoint that names no classes may mean another order than ``classes``.
         count: labels there may be; 0 where that is known to be right.
     """
@@ -62,6 +63,11 @@ class Source:
             return decode(content, self.mode), int(target)
         except UnreadableImage as error:
             raise UnreadableImage(f"{self.name(index)}{BECAUSE}{error.reason}") from error
+
+    def order(self, generator: torch.Generator) -> Tensor:
+        """Positions in a random order, each once: the images' own way of it where they have one."""
+        own = getattr(self.items, "order", None)
+        return own(generator) if own else torch.randperm(len(self), generator=generator)
 
     def name(self, index: int) -> str:
         """The file's name where there is one."""
@@ -116,18 +122,10 @@ def open_splits(config: CfgNode, *names: str) -> list[Source | IterableDataset]:
             sources.append(dataset)
         else:
             items, classes = dataset
-            sources.append(Source(items, mode, classes, count=count))
+            sources.append(Source(items, mode, classes, isinstance(items, ShardImages), count=count))
     return sources
 
 
 def image_mode(config: CfgNode) -> str:
     """What the model sees: colours or grey."""
     return "RGB" if config.MODEL.IN_CHANS == 3 else "L"
-
-
-def check_label(label: Any, count: int, what: str) -> None:
-    """Raises DataError where a reader gives a label that is none of 0 … count − 1."""
-    if not isinstance(label, (int, np.integer, Tensor)) or not 0 <= int(label) < count:
-        raise DataError(
-            f"{what} has the label {label!r:.60}; with MODEL.NUM_CLASSES {count} labels are 0 … {count - 1}"
-        )

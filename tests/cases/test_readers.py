@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 import tarfile
 import types
@@ -11,7 +12,7 @@ import types
 import pytest
 from PIL import Image
 
-from elsa.core import UserError
+from elsa.core import UserError, logger
 from elsa.data import DataError, eval_loader, open_splits, train_loader
 from elsa.engine import load_config
 
@@ -170,6 +171,12 @@ def test_an_order_of_folders_without_folders(config):
 
 
 @pytest.fixture
+def stream(tmp_path):
+    """The overriding that makes a stream of the shards."""
+    return f"DATA.ROOT=pipe:cat {tmp_path}"
+
+
+@pytest.fixture
 def shards(tmp_path):
     """``shards("train", 2, 12)``: shards train-0.tar and train-1.tar of twelve samples together."""
 
@@ -215,9 +222,18 @@ def test_an_info_file_that_is_wrong(shards, config, tmp_path):
     assert "num_samples" in refusal(config("DATA.DATASET=wds/x"), "val")
 
 
-def test_training_needs_a_number(shards, config):
+@pytest.mark.parametrize("split", ["TRAIN", "VAL"])
+def test_a_stream_needs_a_number(shards, config, stream, split):
+    name = "train" if split == "TRAIN" else "validation"
+    shards(name, 2, 6)
+    text = refusal(config("DATA.DATASET=wds/x", of(split, 2), stream), "train" if split == "TRAIN" else "val")
+    assert f"DATA.{split}_SPLIT {name}-{{0..1}}.tar does not say how many samples there are" in text
+
+
+def test_shards_on_a_disk_need_no_number(shards, config):
     shards("train", 2, 6)
-    assert "num_samples" in refusal(config("DATA.DATASET=wds/x", of("TRAIN", 2)), "train")
+    (train,) = open_splits(config("DATA.DATASET=wds/x", of("TRAIN", 2)), "train")
+    assert len(train) == 6
 
 
 @pytest.mark.parametrize("split", ["TRAIN", "VAL"])
@@ -236,9 +252,9 @@ def test_shards_that_are_not_there_or_broken(shards, config, tmp_path, split):
     ("parts", "processes", "workers", "enough"),
     [(1, 2, 0, False), (2, 2, 0, True), (8, 2, 8, False), (9, 2, 8, True), (3, 4, 1, False), (4, 4, 1, True)],
 )
-def test_every_process_needs_a_shard(shards, config, parts, processes, workers, enough):
+def test_every_process_needs_a_shard_of_a_stream(shards, config, stream, parts, processes, workers, enough):
     shards("train", parts, 20)
-    made = config("DATA.DATASET=wds/x", of("TRAIN", parts, "|20"), f"DATA.WORKERS={workers}", "DATA.BATCH=4")
+    made = config("DATA.DATASET=wds/x", of("TRAIN", parts, "|20"), f"DATA.WORKERS={workers}", "DATA.BATCH=4", stream)
     (train,) = open_splits(made, "train")
     for rank in range(processes):
         if enough:
@@ -257,12 +273,61 @@ def test_every_process_needs_a_shard(shards, config, parts, processes, workers, 
     ],
     ids=["unreadable", "words for labels", "labels out of range"],
 )
-def test_a_stream_without_a_batch_ends(shards, config, options, said):
+def test_a_stream_without_a_batch_ends(shards, config, stream, options, said):
     shards("train", 1, 6, **options)
-    made = config("DATA.DATASET=wds/x", of("TRAIN", 1, "|6"))
+    made = config("DATA.DATASET=wds/x", of("TRAIN", 1, "|6"), stream)
     (train,) = open_splits(made, "train")
     with pytest.raises(DataError, match=said):
         list(train_loader(made, train, 0, 1).epoch(0))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (dict(label=lambda number: "dog"), "no sample of 1 shards has an image and a label: .*000000: its .cls holds"),
+        (dict(label=lambda number: -1), "6 have negative labels"),
+        (dict(label=lambda number: 7 * (number == 4)), r"train-0.tar/000004.png has the label 7"),
+        (dict(ending="txt"), "000000: no image, but txt,cls"),
+    ],
+    ids=["words for labels", "no labels", "labels out of range", "no images"],
+)
+def test_shards_without_what_is_needed(shards, config, options, said):
+    shards("train", 1, 6, **options)
+    assert re.search(said, refusal(config("DATA.DATASET=wds/x", of("TRAIN", 1)), "train"))
+
+
+def test_samples_without_a_label_are_left_out_and_said(shards, config, caplog, monkeypatch):
+    monkeypatch.setattr(logger, "propagate", True)
+    shards("train", 1, 6, label=lambda number: "?" if number == 2 else number % 3)
+    (train,) = open_splits(config("DATA.DATASET=wds/x", of("TRAIN", 1, "|6")), "train")
+    assert [train.name(index)[-10:-4] for index in range(len(train))] == [f"{n:06d}" for n in (0, 1, 3, 4, 5)]
+    assert "1 of 6 samples are left out, the first" in caplog.text
+    assert "train-0.tar/000002" in caplog.text
+
+
+def test_a_shard_that_is_cut_off(shards, config, tmp_path):
+    shards("train", 1, 6, "bmp", content=lambda: bytes(20_000))
+    path = tmp_path / "train-0.tar"
+    path.write_bytes(path.read_bytes()[:70_000])
+    assert re.search(
+        "train-0.tar is (cut off|no tar file)", refusal(config("DATA.DATASET=wds/x", of("TRAIN", 1)), "train")
+    )
+
+
+def test_labels_in_json(shards, config, tmp_path):
+    with tarfile.open(tmp_path / "train-0.tar", "w") as archive:
+        for number in range(5):
+            about = json.dumps({"label": number % 3 if number else -1, "more": {"fine": 2}}).encode()
+            for kind, data in (("png", picture()), ("json", about)):
+                entry = tarfile.TarInfo(f"a.b/{number}.{kind}")
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+    for key, labels in (("label", [1, 2, 0, 1]), ("more/fine", [2] * 5)):
+        (train,) = open_splits(config("DATA.DATASET=wds/x", of("TRAIN", 1), f"DATA.LABEL_KEY={key}"), "train")
+        assert [train.load(index)[1] for index in range(len(train))] == labels
+    assert "its .json has no lable" in refusal(
+        config("DATA.DATASET=wds/x", of("TRAIN", 1), "DATA.LABEL_KEY=lable"), "train"
+    )
 
 
 # ---- torchvision

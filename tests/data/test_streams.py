@@ -1,4 +1,4 @@
-"""Streaming readers (WebDataset): exact evaluation, whole epochs, and resuming."""
+"""WebDataset as a stream, of a command or an address: exact evaluation, whole epochs, and resuming."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def shards(tmp_path, root):
 
         @staticmethod
         def config(*overrides):
-            base = ["DATA.DATASET=wds/shards", f"DATA.ROOT={Shards.folder}", "MODEL.NUM_CLASSES=3", "DATA.IMG_SIZE=8"]
+            place = f"pipe:cat {Shards.folder}"
+            base = ["DATA.DATASET=wds/shards", f"DATA.ROOT={place}", "MODEL.NUM_CLASSES=3", "DATA.IMG_SIZE=8"]
             more = ["DATA.BATCH=4", "DATA.MEAN=[0,0,0]", "DATA.STD=[1,1,1]", "AUG.SCALE=[1,1]", "AUG.RATIO=[1,1]"]
             return load_config(root / "configs/classification/digits_elsa_swin_nano.yaml", [*base, *more, *overrides])
 
@@ -132,16 +133,54 @@ def test_webdataset_training_sees_every_image_in_an_epoch(shards):
     assert orders[0] != orders[1]
 
 
-def test_webdataset_training_resumes_where_it_was(shards):
-    config = shards.config("DATA.WORKERS=1")
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+@pytest.mark.parametrize("first_step", [1, 2])
+def test_webdataset_training_resumes_where_it_was(shards, workers, first_step):
+    config = shards.config(f"DATA.WORKERS={workers}", "DATA.BATCH=2", "AUG.HFLIP=0.5", "AUG.ERASE=0.5", "TRAIN.ACCUM=2")
     runs = []
-    for first_step in (0, 1):
+    for begins in (0, first_step):
         (source,) = open_splits(config, "train")
-        torch.manual_seed(first_step)
+        torch.manual_seed(begins)
         loader = train_loader(config, source, 0, 1)
-        runs.append([shards.numbers(step) for step in loader.epoch(3, first_step)])
-    assert len(runs[1]) == 2
-    assert runs[0][1:] == runs[1]
+        runs.append([torch.cat([batch.images for batch in step]) for step in loader.epoch(3, begins)])
+    assert len(runs[1]) == 6 - first_step
+    for whole, rest in zip(runs[0][first_step:], runs[1], strict=True):
+        assert torch.equal(whole, rest)
+
+
+def test_what_a_resumed_stream_has_behind_it_is_not_augmented(shards, monkeypatch):
+    config = shards.config("DATA.WORKERS=1", "DATA.BATCH=2")
+    (source,) = open_splits(config, "train")
+    loader = train_loader(config, source, 0, 1)
+    streamed, counts = loader.loader.dataset, torch.zeros(1).share_memory_()
+    transform = streamed.transform
+    monkeypatch.setattr(streamed, "transform", lambda image: (counts.add_(1), transform(image))[1])
+    assert len(list(loader.epoch(0, 4))) == 2
+    assert counts.item() == 4  # of 12 images
+
+
+def test_webdataset_augmentation_differs_between_processes_and_epochs(shards, as_process):
+    """Of images that are alike, which no order tells apart."""
+    picture = io.BytesIO()
+    Image.effect_noise((64, 64), 100).save(picture, "PNG")
+    for path in shards.folder.glob("train-*.tar"):
+        with tarfile.open(path, "w") as archive:
+            for number in range(3):
+                for ending, content in (("png", picture.getvalue()), ("cls", b"0")):
+                    entry = tarfile.TarInfo(f"{number:06d}.{ending}")
+                    entry.size = len(content)
+                    archive.addfile(entry, io.BytesIO(content))
+    config = shards.config("DATA.WORKERS=2", "AUG.SCALE=[0.1,0.9]")
+    seen = []
+    for rank in range(2):
+        as_process(rank, 2)
+        (source,) = open_splits(config, "train")
+        loader = train_loader(config, source, rank, 2)
+        for epoch in range(2):
+            seen += [
+                image.numpy().tobytes() for step in loader.epoch(epoch) for batch in step for image in batch.images
+            ]
+    assert len(set(seen)) == len(seen) == 24
 
 
 def test_webdataset_training_with_several_processes_has_whole_epochs(shards, as_process):
