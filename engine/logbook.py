@@ -1,4 +1,4 @@
-"""What a run writes down: console lines or a progress bar, JSON lines, TensorBoard."""
+"""What a run writes down: console lines or a progress bar, JSON lines, TensorBoard, and trackers where asked for."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from elsa.core import logger, to_json, write_text
 
 from .distributed import Runtime
+from .trackers import Tracker
 
 LOG_NAME = "log.jsonl"
 
@@ -48,6 +50,7 @@ class Logbook:
         from_step: records after this step are dropped: a run that died may have logged more than it saved.
         evaluated: the steps whose evaluations the checkpoint knows; None where it knows all up to ``from_step``.
         total_steps: of the whole run, for the ETA.
+        trackers: further places for the numbers.
     """
 
     def __init__(
@@ -58,10 +61,11 @@ class Logbook:
         from_step: int = 0,
         tensorboard: bool = True,
         evaluated: Iterable[int] | None = None,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
-        self.runtime, self.total_steps, self.from_step = runtime, total_steps, from_step
+        self.runtime, self.total_steps, self.from_step, self.trackers = runtime, total_steps, from_step, trackers
         self.writer, self.stream, self.bar = None, None, None
-        self.start = time.perf_counter()
+        self.start, self.before = time.perf_counter(), 0.0
         if not runtime.is_main:
             return
         known = None if evaluated is None else set(evaluated)
@@ -70,6 +74,7 @@ class Logbook:
             for record in read_log(folder)
             if record["step"] <= from_step and (record["kind"] != "eval" or known is None or record["step"] in known)
         ]
+        self.before = max((float(record.get("elapsed_s") or 0) for record in kept), default=0.0)
         write_text(folder / LOG_NAME, "".join(to_json(record) + "\n" for record in kept))
         self.stream = (folder / LOG_NAME).open("a", buffering=1, encoding="utf-8")
         if tensorboard:
@@ -89,21 +94,44 @@ class Logbook:
             self.bar.close()
             self.bar = None
 
-    def write(self, kind: str, step: int, text: str, where: str = "", **numbers: float) -> None:
-        """One record: a JSON line, TensorBoard scalars ``kind/name``, and ``text`` for people.
+    def write(self, kind: str, step: int, text: str, where: str = "", **numbers: Any) -> None:
+        """One record: a JSON line, scalars ``kind/name`` for TensorBoard and trackers, and ``text`` for people.
 
-        ``where`` tells epoch and step in lines; a progress bar shows them itself.
+        ``where`` tells epoch and step in lines; a progress bar shows them itself. A number may be several by name.
         """
         if self.stream is None:
             return
-        self.stream.write(to_json({"kind": kind, "step": step, **numbers}) + "\n")
+        elapsed = round(self.before + time.perf_counter() - self.start, 3)
+        self.stream.write(to_json({"kind": kind, "step": step, "elapsed_s": elapsed, **numbers}) + "\n")
+        scalars = dict(_scalars(kind, numbers))
         if self.writer is not None:
-            for name, value in numbers.items():
-                self.writer.add_scalar(f"{kind}/{name}", value, step)
+            for name, value in scalars.items():
+                self.writer.add_scalar(name, value, step)
+        for tracker in self.trackers:
+            tracker.log(scalars, step)
         if self.bar is not None and kind == "train":
             self.bar.set_postfix_str(text)
         else:
             logger.info("%s%s", where, text)
+
+    def show(self, name: str, step: int, picture: Any) -> None:
+        """An image, (H, W, 3) in 0 … 255, for TensorBoard."""
+        if self.writer is not None:
+            self.writer.add_image(name, picture, step, dataformats="HWC")
+
+    def conclude(self, recipe: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
+        """Hyper-parameters with the final numbers, of a training that has reached its end."""
+        final = dict(_scalars("", {key: value for key, value in summary.items() if key in ("last", "best")}))
+        if self.writer is not None:
+            plain = {name: value if isinstance(value, (bool, int, float, str)) else str(value)
+                     for name, value in recipe.items()}  # fmt: skip
+            for entry in hparams(plain, {f"final/{name}": value for name, value in final.items()}):
+                self.writer._get_file_writer().add_summary(entry)  # add_hparams would begin a run beside this one
+            for name, value in final.items():
+                self.writer.add_scalar(f"final/{name}", value, self.total_steps)
+        for tracker in self.trackers:
+            tracker.finish(final)
+        self.trackers = ()
 
     def eta(self, step: int) -> str:
         """Time to the end at the mean pace since this process started."""
@@ -116,3 +144,17 @@ class Logbook:
         for target in (self.stream, self.writer):
             if target is not None:
                 target.close()
+        for tracker in self.trackers:
+            tracker.finish({})
+
+
+def _scalars(prefix: str, numbers: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """(path, number) of numbers that may be nested; learning rates of groups are ``lr/GROUP``."""
+    for name, value in numbers.items():
+        path = f"{prefix}/{name}".lstrip("/")
+        if name == "lr_groups":
+            yield from _scalars("lr", value)
+        elif isinstance(value, Mapping):
+            yield from _scalars(path, value)
+        else:
+            yield path, value

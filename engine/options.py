@@ -6,7 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
+from elsa.core import ConfigError
+
 from .schema import SCHEMA
+from .trackers import check_installed
 
 # Name in ``run`` of a recipe of detection or segmentation → the key of classification's table, whose range it shares.
 OPTIONS = {
@@ -18,6 +21,8 @@ OPTIONS = {
     "max_skipped": "TRAIN.MAX_SKIPPED",
     "tensorboard": "LOG.TENSORBOARD",
 }
+    "images": "LOG.IMAGES",
+    "trackers": "LOG.TRACKERS",
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class Options:
     tensorboard: bool
 
 
+    images: int
+    trackers: tuple[str, ...]
 def read_options(read: Callable[[str, str, Any], Any]) -> Options:
     """The options that a recipe has.
 
@@ -40,5 +47,12 @@ def read_options(read: Callable[[str, str, Any], Any]) -> Options:
         read: name, key of the table and default → the recipe's value.
     """
     return Options(
+
+    Raises:
+        ConfigError: one that would have no effect, or whose package is missing.
         **{one.name: read(one.name, OPTIONS[one.name], SCHEMA[OPTIONS[one.name]].default) for one in fields(Options)}
     )
+    if options.images and not options.tensorboard:
+        raise ConfigError(f"run.images {options.images} has no effect unless run.tensorboard is true")
+    check_installed(options.trackers)
+    return options

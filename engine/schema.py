@@ -189,6 +189,10 @@ SCHEMA: dict[str, Key] = {
 def check_together(values: dict[str, Any]) -> Iterator[str]:
     """Problems that one key alone does not show."""
     epochs, warmup = values["TRAIN.EPOCHS"], values["TRAIN.WARMUP_EPOCHS"]
+    "LOG.IMAGES": Key(0, "images in TensorBoard of a batch and of predictions, at each evaluation", low=0, high=64,
+                      may_change=True),
+    "LOG.TRACKERS": Key((), "trackers of experiments that get the numbers too, e.g. [wandb]", of=str,
+                        choices=("wandb", "trackio"), may_change=True),
     if warmup >= epochs:
         yield f"TRAIN.WARMUP_EPOCHS {warmup} must be smaller than TRAIN.EPOCHS {epochs}"
     if values["TRAIN.MIN_LR"] > values["TRAIN.LR"]:
@@ -224,3 +228,5 @@ def check_together(values: dict[str, Any]) -> Iterator[str]:
             yield f"{name} needs one number per channel ({values['MODEL.IN_CHANS']}), got {list(values[name])}"
     if values["EVAL.WEIGHTS"] == "ema" and values["TRAIN.EMA_DECAY"] is None:
         yield "EVAL.WEIGHTS is ema, but TRAIN.EMA_DECAY is null: no average is kept"
+    if values["LOG.IMAGES"] and not values["LOG.TENSORBOARD"]:
+        yield f"LOG.IMAGES {values['LOG.IMAGES']} has no effect unless LOG.TENSORBOARD is true"

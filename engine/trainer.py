@@ -103,6 +103,7 @@ class Trainer:
             finished = self.run(stop)
             self.checkpoints.finish()
             return finished
+            self.monitor.close()
         except UnreadableData as error:
             raise TrainingError(f"{error}; {self.last_good()}") from error
         except OSError as error:  # a full disk, for one

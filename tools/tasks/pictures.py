@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.text import Text
@@ -60,6 +62,13 @@ def add_legend(owner: Any, handles: Sequence[Any], names: Sequence[str], **style
 def save_figure(figure: Figure, path: Path) -> None:
     with warnings.catch_warnings(action="ignore"):  # letters that no font has are drawn as boxes
         write_then_rename(path, lambda beside: figure.savefig(beside, format="png", dpi=DPI))
+
+
+def as_image(figure: Figure) -> Image.Image:
+    canvas = FigureCanvasAgg(figure)
+    with warnings.catch_warnings(action="ignore"):  # letters that no font has are drawn as boxes
+        canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def fitted(image: Image.Image, width: float, height: float) -> Image.Image:
@@ -136,14 +145,15 @@ def class_text(name: str, confidence: float) -> str:
     return f"{plain(name, NAME)} ({confidence:.0%})"
 
 
-def draw_grid(
-    cells: Iterable[tuple[Image.Image, str, str]],
-    path: Path,
-    title: str,
-    of: int = 0,
-    columns: int = 10,
-    cell: tuple[float, float] = (1.25, 1.6),
-) -> None:
+Cells = Iterable[tuple[Image.Image, str, str]]
+
+
+def draw_grid(cells: Cells, path: Path, title: str, of: int = 0, **form: Any) -> None:
+    """``grid`` as a file."""
+    save_figure(grid(cells, title, of, **form), path)
+
+
+def grid(cells: Cells, title: str, of: int = 0, columns: int = 10, cell: tuple[float, float] = (1.25, 1.6)) -> Figure:
     """A grid of images with coloured lines of text above each.
 
     Args:
@@ -162,4 +172,4 @@ def draw_grid(
     for axis, (image, text, colour) in zip(axes, shown, strict=False):
         axis.imshow(image, cmap="gray" if image.mode == "L" else None, interpolation="bicubic")
         literal(axis.set_title(" ", fontsize=9, color=colour), text)
-    save_figure(figure, path)
+    return figure

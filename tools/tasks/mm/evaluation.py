@@ -112,6 +112,7 @@ def measure(
     try:
         with torch.no_grad(), redirect_stdout(io.StringIO()):  # pycocotools prints the numbers that the log has
             for number, batch in enumerate(loader):
+                runtime.pulse()
                 bad += batch.bad
                 if len(bad) > max_bad:
                     break
@@ -170,6 +171,7 @@ def evaluate(
     runtime: Runtime,
     wanted: str,
     max_bad: int,
+    seen: Seen = lambda number, found: None,
 ) -> Evaluation:
     """An evaluation during a training. ``wanted``, what the best checkpoint has most of, is 0 where nothing was found;
     other numbers that the data do not give are left out.
@@ -178,7 +180,7 @@ def evaluate(
         ConfigError: the evaluator gives no such number.
         UnreadableData: see ``measure``.
     """
-    measured = measure(model, loader, evaluator, runtime, max_bad)
+    measured = measure(model, loader, evaluator, runtime, max_bad, seen)
     numbers = measured.numbers
     if not numbers:
         logger.warning("the evaluation found nothing: %s counts as 0", wanted)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from mmengine.config import Config
@@ -28,7 +27,7 @@ from elsa.data.decode import TURNED
 from elsa.data.mm.decoding import with_our_decoder
 from elsa.data.mm.loaders import prepare
 
-from ..pictures import add_legend, draw_grid, fitted, plain, told
+from ..pictures import add_legend, as_image, fitted, grid, plain, save_figure, told
 
 # COCO's category ids of its 80 classes leave out these.
 COCO_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
@@ -73,6 +72,9 @@ class ObjectDrawing:
         self.visualizer.dataset_meta, self.threshold = {"palette": "random", **metainfo, "classes": classes}, threshold
 
     def __call__(self, image: np.ndarray, sample: Any, with_truth: bool) -> Image.Image:
+        if with_truth and hasattr(boxes := sample.gt_instances.bboxes, "tensor"):  # as pipelines of training have them
+            sample = sample.clone()
+            sample.gt_instances.bboxes = boxes.tensor
         with warnings.catch_warnings(action="ignore"):  # letters that no font has are drawn as boxes
             self.visualizer.add_datasample("image", image, sample, draw_gt=with_truth, pred_score_thr=self.threshold)
         return Image.fromarray(self.visualizer.get_image())
@@ -86,10 +88,8 @@ class MapDrawing:
         self.palette = np.array(metainfo.get("palette") or colours(len(self.classes)), np.float64)
 
     def __call__(self, image: np.ndarray, sample: Any, with_truth: bool) -> Image.Image:
-        maps = {"prediction": sample.pred_sem_seg.data}
-        if with_truth and "gt_sem_seg" in sample:
-            maps = {"ground truth": sample.gt_sem_seg.data, **maps}
-        labels = {name: value[0].cpu().numpy() for name, value in maps.items()}
+        wanted = [("ground truth", "gt_sem_seg")] * with_truth + [("prediction", "pred_sem_seg")]
+        labels = {name: sample.get(key).data[0].cpu().numpy() for name, key in wanted if key in sample}
         present = sorted({int(label) for value in labels.values() for label in np.unique(value)} - {IGNORED})
         names = [plain(self.classes[label], 24) for label in present]
         width = 3.2 * (1 + len(labels))
@@ -130,13 +130,6 @@ def within_reason(ratio: float) -> float:
     return min(max(ratio, 1 / 8), 3.0)
 
 
-def as_image(figure: Figure) -> Image.Image:
-    canvas = FigureCanvasAgg(figure)
-    with warnings.catch_warnings(action="ignore"):  # letters that no font has are drawn as boxes
-        canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-
-
 class PicturesOfTest:
     """Keeps some images of an evaluation, spread over it, with prediction and ground truth side by side.
 
@@ -161,10 +154,15 @@ class PicturesOfTest:
     def save(self, path: Path, title: str, of: int) -> None:
         """One picture of all that were kept; the title says of how many images they are."""
         if self.cells:
-            ratios = [picture.height / picture.width for picture, _, _ in self.cells]
-            height = WIDTH * within_reason(float(np.median(ratios))) + 0.3
-            draw_grid(self.cells, path, title, of, columns=2, cell=(WIDTH, height))
+            save_figure(side_by_side(self.cells, title, of), path)
             logger.info("%-24s %s%s", "pictures", path, told(len(self.cells), of))
+
+
+def side_by_side(cells: Sequence[tuple[Image.Image, str, str]], title: str, of: int = 0) -> Figure:
+    """Drawings of images, two in a row."""
+    ratios = [picture.height / picture.width for picture, _, _ in cells]
+    height = WIDTH * within_reason(float(np.median(ratios))) + 0.3
+    return grid(cells, title, of, columns=2, cell=(WIDTH, height))
 
 
 class Predictions(ABC):
