@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch.distributed import TCPStore
 
-from elsa.core import ConfigError
+from elsa.core import ConfigError, TrainingError
 from elsa.engine import distributed
 from elsa.engine.launcher import Place, first_node, forbid_restarts, join_slurm, read_place, starts
-from elsa.tools.tasks.rendezvous import check_meeting
+from elsa.tools.tasks import rendezvous
 
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -260,19 +260,28 @@ def test_jobs_of_one_head_have_ids_and_ports_of_their_own(script, tmp_path):
     assert {"--rdzv-id=mine", "--rdzv-endpoint=localhost:4711"} <= chosen
 
 
-def test_a_port_that_is_taken_is_refused_at_once(monkeypatch):
-    monkeypatch.setattr("elsa.tools.tasks.rendezvous.SECONDS", 1.0)
+def test_a_node_finds_its_job_and_refuses_the_port_of_another(monkeypatch):
+    monkeypatch.setattr(rendezvous, "SECONDS", 1.0)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     store.set("torch.rendezvous.one", "")
     place = f"127.0.0.1:{store.port}"
-    check_meeting(place, "one", "2")  # a second node of the job
+    assert not rendezvous.meet(place, "one", "2"), "a second node of the job: the store is there"
     for job, nodes in (("another", "2"), ("one", "1")):
         with pytest.raises(ConfigError, match=rf"^PORT {store.port} of HEAD 127.0.0.1 is taken.*PORT=n gives"):
-            check_meeting(place, job, nodes)
+            rendezvous.meet(place, job, nodes)
+
+
+def test_the_first_node_begins_and_the_others_wait_for_it(monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    check_meeting(f"127.0.0.1:{port}", "one", "1")
+    assert rendezvous.meet(f"127.0.0.1:{port}", "one", "2")
+    monkeypatch.setattr(rendezvous, "PATIENCE", 0.0)
+    monkeypatch.setattr(rendezvous, "_listens", lambda head, port: False)
+    with pytest.raises(TrainingError, match=r"^HEAD 192.0.2.1 has not answered at PORT 4711 for 0 minutes"):
+        rendezvous.meet("192.0.2.1:4711", "one", "2")  # an address that nobody has
+    with pytest.raises(ConfigError, match=r"^HEAD 'no.such.node.invalid' cannot be found"):
+        rendezvous.meet("no.such.node.invalid:4711", "one", "2")
 
 
 def test_the_scripts_are_sound_shell(root):

@@ -28,11 +28,12 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
+from torch.distributed.elastic.rendezvous.utils import _matches_machine_hostname
 from torch.distributed.launcher import api
 
-from elsa.core import ConfigError, check_writable, silence
+from elsa.core import ConfigError, TrainingError, check_writable, silence
 
-from .rendezvous import check_meeting
+from .rendezvous import meet
 
 MISTAKE = 2  # exit code of a user's mistake
 REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -139,11 +140,13 @@ def launch(arguments: list[str]) -> int:
         if args.log_dir:
             check_writable(Path(args.log_dir).parents[1])
         if not args.standalone:
-            check_meeting(args.rdzv_endpoint, args.rdzv_id, args.nnodes)
+            first = meet(args.rdzv_endpoint, args.rdzv_id, args.nnodes)
+            if not (first and _matches_machine_hostname(args.rdzv_endpoint.rpartition(":")[0])):
+                args.rdzv_conf = ",".join(filter(None, [f"is_host={first}", args.rdzv_conf]))
         code = _run(args)
-    except ConfigError as error:
+    except (ConfigError, TrainingError) as error:
         tell(f"error: {error}")
-        code = MISTAKE
+        code = MISTAKE if isinstance(error, ConfigError) else 1
     if code == MISTAKE and args.log_dir:
         _remove(Path(args.log_dir))
     return code
