@@ -16,8 +16,9 @@ import torch.distributed as dist
 from elsa.core import ConfigError, ProcessLost, TrainingError, UserError
 
 from .launcher import Place, read_place, starts
+from .watchdog import Watchdog
 
-PATIENCE = timedelta(minutes=10)  # a process that does not answer for so long is given up
+PATIENCE = 10.0  # minutes without a sign of a process
 KNOCK = 7_411  # tag of messages that nobody reads
 
 
@@ -26,7 +27,7 @@ class Runtime:
     """This process among its peers: rank, world size and device.
 
     ``control`` is a process group on the CPU for counts and flags, so that agreeing on them never waits for a GPU;
-    in ``store`` a process that ends leaves word why.
+    in ``store`` a process that ends leaves word why; ``watchdog`` notices one that is silent.
 
     Raises:
         ProcessLost: from whatever all processes do together, where one of them is not there.
@@ -37,6 +38,7 @@ class Runtime:
     device: torch.device
     control: Any = None
     store: Any = None
+    watchdog: Watchdog | None = None
 
     @property
     def is_main(self) -> bool:
@@ -77,6 +79,21 @@ class Runtime:
                 if others[name] != value:
                     what = f"{name}: {_short(value)} in process 0, {_short(others[name])} in process {rank}"
                     raise ConfigError(f"processes see different {what}; {cure}")
+
+    def note(self, doing: str) -> None:
+        """Tells the watchdog what this process begins, in the order in which all do: "saving" for one."""
+        if self.watchdog is not None:
+            self.watchdog.note(doing)
+
+    def pulse(self) -> None:
+        """Tells the watchdog that this process goes on with it."""
+        if self.watchdog is not None:
+            self.watchdog.pulse()
+
+    def advise(self, advice: Callable[[], str]) -> None:
+        """What the watchdog says beside the blame."""
+        if self.watchdog is not None:
+            self.watchdog.advice = advice
 
     def barrier(self) -> None:
         if self.world_size > 1:
@@ -128,8 +145,7 @@ class Runtime:
             yield
         except RuntimeError as error:
             self.raise_lost(error)
-            minutes = PATIENCE.total_seconds() / 60
-            raise ProcessLost(f"another process gave no answer for {minutes:g} minutes") from error
+            raise ProcessLost(f"another process gave no answer ({str(error).splitlines()[0]})") from error
 
     def raise_lost(self, error: BaseException) -> None:
         """Raises what explains ``error`` where other processes have ended: the mistake that one left word of, else
@@ -180,11 +196,12 @@ def _short(value: Any) -> str:
 
 
 @contextmanager
-def distributed(device: str = "auto") -> Iterator[Runtime]:
+def distributed(device: str = "auto", minutes: float = PATIENCE) -> Iterator[Runtime]:
     """Joins the processes that the launcher started (see ``launcher``), and leaves them.
 
     Args:
         device: "auto" for a GPU where there is one, "cpu", "cuda" or "cuda:N".
+        minutes: without a sign of a process, after which the others end.
 
     Raises:
         ConfigError: a device that is not there, or a launcher's variables that do not fit.
@@ -197,13 +214,17 @@ def distributed(device: str = "auto") -> Iterator[Runtime]:
     if place.world_size == 1:
         yield Runtime(0, 1, where)
         return
-    runtime = _connect(place, where)
+    runtime = _connect(place, where, minutes)
+    assert runtime.watchdog is not None
+    runtime.watchdog.start()
     try:
         with _ended_alone(runtime):
             yield runtime
     except BaseException as error:
         runtime.leave_word(error)
         raise
+    finally:
+        runtime.watchdog.stop()
     dist.destroy_process_group()  # not after an error: it would wait for the others
 
 
@@ -219,8 +240,8 @@ def _ended_alone(runtime: Runtime) -> Iterator[None]:
         raise
 
 
-def _connect(place: Place, where: torch.device) -> Runtime:
-    """The process groups.
+def _connect(place: Place, where: torch.device, minutes: float) -> Runtime:
+    """The process groups. They are the more patient ones: the watchdog can name who is silent.
 
     torchrun's store may outlive the processes: where it has one node, each start has keys of its own. Agents of several
     nodes count their starts apart; ``scripts/train_nodes.sh`` has them make a new store each time.
@@ -228,17 +249,18 @@ def _connect(place: Place, where: torch.device) -> Runtime:
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     backend, bound = ("nccl", where) if where.type == "cuda" else ("gloo", None)
     rank, world = place.rank, place.world_size
+    patience = timedelta(minutes=1 + 2 * minutes)
     try:
-        store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=PATIENCE))
+        store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=patience))
         if os.environ.get("GROUP_WORLD_SIZE") == "1":
             store = dist.PrefixStore(f"start/{starts()}", store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE, device_id=bound)
-        control = dist.new_group(backend="gloo", timeout=PATIENCE)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience, device_id=bound)
+        control = dist.new_group(backend="gloo", timeout=patience)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         at = f"MASTER_ADDR {address}, MASTER_PORT {port}"
         raise ProcessLost(f"process {rank} of {world} cannot join the others at {at}: {reason}") from error
-    return Runtime(rank, world, where, control, store)
+    return Runtime(rank, world, where, control, store, Watchdog(rank, world, store, minutes))
 
 
 def _choose_device(device: str, place: Place) -> torch.device:

@@ -82,6 +82,7 @@ def evaluate(
     count, skipped = 0, 0
     predictions: list[tuple[int, int, int, float]] = []
     for batch in batches:
+        runtime.pulse()
         unreadable.add(batch.bad)
         skipped += len(batch.bad)
         if unreadable.too_many():

@@ -90,7 +90,7 @@ class Sharded(Parallel):
         return _exchanging(model, last)
 
     def clip(self, parameters: Iterable[Tensor], limit: float) -> Tensor:
-        return _whole(super().clip(parameters, limit))
+        return whole_tensor(super().clip(parameters, limit))
 
     def fit(self, whole: Tensor, like: Tensor) -> Tensor:
         if not isinstance(like, DTensor):
@@ -113,7 +113,7 @@ class Sharded(Parallel):
     def gathered(self, module: nn.Module) -> dict[str, Tensor]:
         found = {}
         for name, tensor in module.state_dict().items():
-            tensor = _whole(tensor)
+            tensor = whole_tensor(tensor)
             found[name] = tensor.cpu() if self.runtime.is_main else tensor.new_empty(0)
         return found
 
@@ -129,7 +129,8 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """All of a tensor; all processes must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 

@@ -38,7 +38,7 @@ from .logbook import LOG_NAME
 from .parallel import Parallel
 from .plan import Plan, Recipe
 from .shards import FOLDER as SHARDS
-from .shards import STATE, complete, read_last, read_state, restore
+from .shards import STATE, complete, folder_name, read_last, read_state, restore
 from .step import TrainState
 
 LOG_FILE, LOCK, LAUNCHES = "train.log", ".lock", "environment.json"
@@ -140,7 +140,8 @@ class RunFolder:
             path, content = place, read_run(place)
         if changed := recipe.differences(content["config"]):
             raise ConfigError(f"{path} belongs to a run with another configuration: {'; '.join(changed[:5])}")
-        self._stale += [later for later in complete(self.path) if later.name > f"step-{content['step']:08}"]
+        known = path.name if path.is_dir() else folder_name(content["step"], evaluated=True)
+        self._stale += [later for later in complete(self.path) if later.name > known]
         return content
 
     def check_data(self, content: Mapping[str, Any], data: Mapping[str, Any]) -> None:

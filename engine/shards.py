@@ -1,6 +1,7 @@
 """Checkpoints of divided models: each process writes its part, while the training goes on.
 
-``shards/step-00000120`` in a run's folder holds what ``last.pt`` would after step 120:
+``shards/step-00000120`` in a run's folder holds what ``last.pt`` would after step 120, ``step-00000120-evaluated``
+beside it the same after the evaluation that follows:
 
 * ``state.pt``: its entries (see ``checkpoint``) without the divided tensors, and ``shards``, the CRC-32 of the files
   beside it;
@@ -59,8 +60,9 @@ class ShardedCheckpoints:
         content = {**about, **state.state_dict()}
         tensors = divide(content, state)
         content = _copied(content)
-        weights = self.parallel.gathered(evaluated) if state.last_eval == state.step else {}
-        path = self.folder / FOLDER / f".step-{state.step:08}.tmp"
+        evaluation = state.last_eval == state.step
+        weights = self.parallel.gathered(evaluated) if evaluation else {}
+        path = self.folder / FOLDER / f".{folder_name(state.step, evaluation)}.tmp"
         self.runtime.in_main(lambda: _made_anew(path))
         writer = HuggingFaceStorageWriter(str(path), save_distributed=True)
         written = dcp.async_save(tensors, storage_writer=writer, process_group=self.group)
@@ -77,7 +79,9 @@ class ShardedCheckpoints:
             save_weights(self.folder, content, weights, is_best)
         content["shards"] = {file.name: checksum(file) for file in sorted(path.glob("*.safetensors"))}
         write_then_rename(path / STATE, lambda beside: torch.save(content, beside))
-        path.replace(path.with_name(path.name.removeprefix(".").removesuffix(".tmp")))
+        final = path.with_name(path.name.removeprefix(".").removesuffix(".tmp"))
+        shutil.rmtree(final, ignore_errors=True)  # the same, of a run that was killed and began again before it
+        path.replace(final)
         for old in complete(self.folder)[KEPT:]:
             shutil.rmtree(old)
 
@@ -142,6 +146,11 @@ def optimized(state: TrainState) -> list[str]:
     """Names of the parameters in the order in which the optimizer counts them."""
     names = {parameter: name for name, parameter in state.model.named_parameters()}
     return [names[parameter] for group in state.optimizer.param_groups for parameter in group["params"]]
+
+
+def folder_name(step: int, evaluated: bool) -> str:
+    """Of the folder of a checkpoint; in the order in which they are written."""
+    return f"step-{step:08}{'-evaluated' * evaluated}"
 
 
 def complete(folder: Path) -> list[Path]:

@@ -66,6 +66,7 @@ class Trainer:
         metric: the number of an evaluation that the best checkpoint has most of.
         about: the entries of a checkpoint that do not change: see ``checkpoint``.
         checkpoints: writes them.
+        max_skipped: most steps in a row that are skipped: see Guard.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Trainer:
         logbook: Logbook,
         about: Mapping[str, Any],
         checkpoints: Checkpoints,
+        max_skipped: int,
         gallery: Gallery | None = None,
         profile: Profile | None = None,
     ) -> None:
@@ -90,7 +92,7 @@ class Trainer:
         self.checkpoints = checkpoints
         self.evaluate, self.evaluated, self.metric = evaluate, evaluated, metric
         self.monitor = Monitor(plan, runtime, state, logbook, about["config"], gallery, profile)
-        self.guard = Guard(plan, runtime, step, state.model, self.last_good)
+        self.guard = Guard(plan, runtime, state, max_skipped, self.last_good)
 
     def fit(self, stop: StopRequest) -> bool:
         """Trains to the end, or to the step after ``stop`` was raised; returns whether the end was reached.
@@ -101,9 +103,9 @@ class Trainer:
         """
         try:
             finished = self.run(stop)
+            self.monitor.close()
             self.checkpoints.finish()
             return finished
-            self.monitor.close()
         except UnreadableData as error:
             raise TrainingError(f"{error}; {self.last_good()}") from error
         except OSError as error:  # a full disk, for one
@@ -140,8 +142,10 @@ class Trainer:
         self.monitor.restart()
         record = None
         for index in range(first, end):
+            self.runtime.note(f"waiting for the data of step {state.step + 1}")
             with self.monitor.waiting():
                 micro_batches = next(batches)
+            self.runtime.note(f"computing step {state.step + 1}")
             self.monitor.look(self.step, micro_batches)
             self.schedule.set(state.step)
             seed_everything(plan.seed, self.runtime.rank, state.step)
@@ -154,9 +158,10 @@ class Trainer:
             due = self.evaluation_is_due()
             save = interrupted or due or index == end - 1 or (plan.save_every and state.step % plan.save_every == 0)
             if save or state.step % plan.log_every == 0:
+                self.guard.is_sound(record)  # counts it, so that the line has it
                 self.monitor.write(record, index + 1)
             if save:
-                self.guard.check(record, state.step)
+                self.guard.check(record)
                 self.save(is_best=False)
             if interrupted:
                 return False
@@ -177,7 +182,7 @@ class Trainer:
         with self.monitor.exchanging():
             stops, bad, untold = self.runtime.sum([float(bool(stop.name)), float(broken), float(unreadable.untold)])
         if bad and record is not None:
-            self.guard.fail(record, self.state.step)
+            self.guard.fail(record)
         if untold:
             unreadable.merge(self.runtime.gather(unreadable.names))
         return stops > 0
@@ -193,6 +198,7 @@ class Trainer:
     def evaluate_and_save(self) -> None:
         """Evaluates, notes whether that is the best so far, and saves."""
         state, began = self.state, time.perf_counter()
+        self.runtime.note(f"evaluating after step {state.step}")
         self.runtime.share_buffers(self.evaluated)  # what is evaluated is what is saved
         with self.step.parallel.whole(self.evaluated):
             result = self.evaluate()
@@ -219,6 +225,7 @@ class Trainer:
         self.save(is_best)
 
     def save(self, is_best: bool) -> None:
+        self.runtime.note(f"saving after step {self.state.step}")
         self.checkpoints.save(self.about, self.state, self.evaluated, is_best)
         if is_best:
             logger.info("new best: %s %.4g", self.metric, self.state.best)
