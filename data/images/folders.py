@@ -172,13 +172,13 @@ def _without_common_folder(names: list[str]) -> list[str]:
 
 
 def open_folders(
-    root: Path, train: str, validation: str, names: tuple[str, ...], wanted: str, count: int
+    root: Path, train: str, validation: str, names: tuple[str, ...], wanted: str, count: int | None
 ) -> list[tuple[FolderImages | TarImages, Classes]]:
     """Splits "train" and "val" of a folder of class folders or of tar files, with the classes of the training split.
 
     Args:
         train, validation: the splits' names; names: the ones to open.
-        wanted: DATA.CLASSES, see ``order_classes``. count: MODEL.NUM_CLASSES.
+        wanted: DATA.CLASSES, see ``order_classes``. count: MODEL.NUM_CLASSES; None: any.
 
     Raises:
         DataError: what is needed is not there, or not as expected.
@@ -194,7 +194,7 @@ def open_folders(
     if not labels[reference]:
         raise DataError(f"{reference} has no class folders; expected {reference}/CLASS/IMAGE")
     classes = order_classes(labels[reference], wanted, reference)
-    if len(classes.folders) != count:
+    if count is not None and len(classes.folders) != count:
         listed = ", ".join(classes.folders[:8]) + (" …" if len(classes.folders) > 8 else "")
         raise DataError(
             f"{classes.origin} has {len(classes.folders)} classes ({listed}), but MODEL.NUM_CLASSES is {count}"
