@@ -109,7 +109,8 @@ class RunFolder:
             ConfigError: the folder holds a run and nothing says what to do with it, or the recipe is another.
             CheckpointError: what is there is damaged.
         """
-        if starts() and self._holds_a_run() and [last["command"] for last in self._launches()[-1:]] == [sys.argv]:
+        again = self.runtime.any(starts() > 0)  # a node that was lost and came back counts from none
+        if again and self._holds_a_run() and [last["command"] for last in self._launches()[-1:]] == [sys.argv]:
             self.resume, self.overwrite = "auto", False  # torchrun says the same again: the run that it began goes on
         if self.resume is None:
             if self._holds_a_run() and not self.overwrite:

@@ -81,11 +81,12 @@ def hosts():
 
 
 def test_a_host_that_is_lost_and_comes_back_changes_nothing(hosts, root, config, launch, tmp_path):
-    """The job goes on from the last save, and ends with the weights of a run that nothing disturbed."""
+    """The job goes on from the last save, though it began with --overwrite, and ends with the weights of a run that
+    nothing disturbed."""
     second = hosts[1]
     run = tmp_path / "run"
     steps = ["--set", "TRAIN.EPOCHS=8", "LOG.SAVE_STEPS=2"]
-    arguments = (str(config), "--output", str(run), *steps)
+    arguments = (str(config), "--output", str(run), "--overwrite", *steps)
     one, _ = (host.launch(root, tmp_path, *arguments) for host in hosts)
     deadline = time.monotonic() + 120
     while not (run / "last.pt").exists() and time.monotonic() < deadline:
