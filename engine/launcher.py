@@ -136,8 +136,9 @@ def first_node(names: str) -> str:
 
 
 def starts() -> int:
-    """How often torchrun has started the processes again, or Slurm the job."""
-    return sum(int(os.environ.get(name) or 0) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    """How often torchrun has started the processes again, the launcher torchrun, and Slurm the job."""
+    counts = ("TORCHELASTIC_RESTART_COUNT", "NODE_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    return sum(int(os.environ.get(name) or 0) for name in counts)
 
 
 def forbid_restarts() -> None:

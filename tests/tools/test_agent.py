@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 from torch.distributed.launcher import api
 
+from elsa.engine.launcher import starts
+from elsa.tools.tasks import agent
 from elsa.tools.tasks.agent import REQUESTS, Terminal, launch
 
 # What a process of a test knows: its rank, how often it was started, and how to say something.
@@ -27,14 +30,17 @@ def play(tmp_path, monkeypatch):
     monkeypatch.setattr(api, "LocalElasticAgent", api.LocalElasticAgent)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
-    def call(code: str, *options: str) -> tuple[int, list[str]]:
+    def call(code: str, *options: str, standalone: bool = True) -> tuple[int, list[str]]:
         script, shown = tmp_path / "script.py", io.StringIO()
         script.write_text(START + code)
         monkeypatch.setattr(sys, "stderr", Terminal(shown))
         monkeypatch.setattr(sys, "stdout", Terminal(shown))
-        standard = ["--standalone", "--nproc-per-node=2", "--max-restarts=2", "--shutdown-timeout=30", "--tee=3"]
+        standard = ["--standalone"] * standalone
+        standard += ["--nproc-per-node=2", "--max-restarts=2", "--shutdown-timeout=30", "--tee=3"]
         logs = [f"--log-dir={tmp_path}/run/logs/here", "--log-line-prefix-template=[rank ${rank}] "]
-        return launch([*standard, *logs, *options, str(script)]), shown.getvalue().splitlines()
+        code = launch([*standard, *logs, *options, str(script)])
+        sys.stderr.close_lines()
+        return code, shown.getvalue().splitlines()
 
     yield call
     signal.alarm(0)
@@ -137,3 +143,49 @@ def test_a_folder_is_refused_before_anything_starts(play, tmp_path):
     code, said = play("say('started')")
     assert (code, len(said)) == (2, 1)
     assert said[0].startswith(f"error: --output {tmp_path}/run: ")
+
+
+def test_the_other_nodes_wait_for_the_first_to_come_back(play, monkeypatch):
+    """What they had begun goes on then, whatever the command says of a run that is there: ``starts`` counts it."""
+    calls = []
+
+    def lost(args):
+        calls.append((args.rdzv_conf, starts()))
+        if len(calls) < 3:
+            raise RendezvousConnectionError("the store is gone")
+
+    monkeypatch.setenv("NODE_RESTART_COUNT", "")
+    monkeypatch.setattr(agent, "meet", lambda *_: False)
+    monkeypatch.setattr(agent.run, "run", lost)
+    meeting = ["--rdzv-backend=c10d", "--rdzv-endpoint=node01:4711", "--rdzv-conf=keep_alive_interval=1", "--nnodes=2"]
+    code, said = play("", *meeting, standalone=False)
+    assert code == 0
+    assert calls == [("is_host=False,keep_alive_interval=1", count) for count in range(3)]
+    assert said[-1] == "the first node is lost; waiting for it (2 of RESTARTS=2)"
+
+
+def test_the_first_node_does_not_wait_for_itself(play, monkeypatch):
+    def lost(args):
+        raise RendezvousConnectionError("the store is gone")
+
+    monkeypatch.setattr(agent, "meet", lambda *_: True)
+    monkeypatch.setattr(agent.run, "run", lost)
+    meeting = ["--rdzv-backend=c10d", "--rdzv-endpoint=node01:4711", "--nnodes=2"]
+    assert play("", *meeting, standalone=False) == (1, ["error: the nodes have not met: the store is gone"])
+
+
+def test_lines_come_whole_with_their_rank():
+    terminal = Terminal(shown := io.StringIO())
+    for part in (
+        "[rank 0] a",
+        "[rank 1] b",
+        "[rank 0] \n",
+        "[rank 1] c\n",
+        "[rank 1] [rank 1] d\n",
+        "e\n",
+        "[rank 2] f",
+    ):
+        terminal.write(part)
+    assert shown.getvalue() == "a\n[rank 1] bc\n[rank 1] d\ne\n"
+    terminal.close_lines()
+    assert shown.getvalue().endswith("[rank 2] f\n")

@@ -27,7 +27,7 @@ from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, W
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous import RendezvousError
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousError
 from torch.distributed.elastic.rendezvous.utils import _matches_machine_hostname
 from torch.distributed.launcher import api
 
@@ -37,6 +37,7 @@ from .rendezvous import meet
 
 MISTAKE = 2  # exit code of a user's mistake
 REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGN = re.compile(r"(?:\[rank \d+\] )?")
 GRACE = 3.0  # seconds within which a repeated signal is the same request
 
 
@@ -106,20 +107,37 @@ class Terminal:
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
+        self.begun: dict[str, str] = {}  # rank's sign → what it has written of a line
 
-    def write(self, line: str) -> int:
-        line = re.sub(r"^(\[rank \d+\] )\1", r"\1", line.removeprefix("[rank 0] "))
+    def write(self, text: str) -> int:
+        """A line, or a part of one, behind the sign of a rank."""
+        sign = SIGN.match(text)[0]
         with self.lock:
-            if (said := re.sub(r"^\[rank \d+\] ", "", line)).startswith("error: "):
-                if said in self.told:
-                    return len(line)
-                self.told.add(said)
-            try:
-                self.stream.write(line)
-                self.stream.flush()
-            except OSError:  # nobody reads it
-                silence(self.stream)
-        return len(line)
+            line = self.begun.pop(sign, "") + text[len(sign) :]
+            if line.endswith("\n"):
+                self._show(sign, line)
+            else:
+                self.begun[sign] = line
+        return len(text)
+
+    def _show(self, sign: str, line: str) -> None:
+        own = SIGN.match(line)[0]  # some lines have it already
+        sign, line = "" if "[rank 0] " in (sign, own) else sign or own, line[len(own) :]
+        if line.startswith("error: "):
+            if line in self.told:
+                return
+            self.told.add(line)
+        try:
+            self.stream.write(sign + line)
+            self.stream.flush()
+        except OSError:  # nobody reads it
+            silence(self.stream)
+
+    def close_lines(self) -> None:
+        """Shows the last lines that had no end."""
+        for sign, line in self.begun.items():
+            self._show(sign, f"{line}\n")
+        self.begun.clear()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -136,48 +154,61 @@ def launch(arguments: list[str]) -> int:
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(os.environ.get("LOGLEVEL", "CRITICAL"))
     args = run.parse_args(["--signals-to-handle=SIGQUIT", *arguments])
+    api.LocalElasticAgent = Agent
     try:
         if args.log_dir:
             check_writable(Path(args.log_dir).parents[1])
-        if not args.standalone:
-            first = meet(args.rdzv_endpoint, args.rdzv_id, args.nnodes)
-            if not (first and _matches_machine_hostname(args.rdzv_endpoint.rpartition(":")[0])):
-                args.rdzv_conf = ",".join(filter(None, [f"is_host={first}", args.rdzv_conf]))
-        code = _run(args)
-    except (ConfigError, TrainingError) as error:
+        return _run(args)
+    except ConfigError as error:
         tell(f"error: {error}")
-        code = MISTAKE if isinstance(error, ConfigError) else 1
-    if code == MISTAKE and args.log_dir:
-        _remove(Path(args.log_dir))
-    return code
-
-
-def _run(args: Namespace) -> int:
-    api.LocalElasticAgent = Agent
-    try:
-        run.run(args)
-        return 0
+        _remove(args.log_dir)
+        return MISTAKE
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
+        if MISTAKE in codes:
+            _remove(args.log_dir)
+            return MISTAKE
         if codes <= {-number for number in REQUESTS}:
             tell("stopped before the training had begun")
             return 128 - min(codes)
-        return MISTAKE if MISTAKE in codes else 1
+        return 1
     except SignalException as error:
         return 1 if error.sigval is signal.SIGKILL else 128 + error.sigval
-    except RendezvousError as error:
-        tell(f"error: {args.rdzv_endpoint} of the first node cannot be reached, or not all nodes came: {error}")
+    except (TrainingError, RendezvousError) as error:
+        tell(f"error: {'the nodes have not met: ' * isinstance(error, RendezvousError)}{error}")
         return 1
 
 
-def _remove(logs: Path) -> None:
+def _run(args: Namespace) -> int:
+    """torchrun, again where the first of several nodes, which has the store, is lost and may come back."""
+    given = args.rdzv_conf
+    for number in range(args.max_restarts + 1):
+        first = args.standalone or meet(args.rdzv_endpoint, args.rdzv_id, args.nnodes)
+        if not args.standalone and not (first and _matches_machine_hostname(args.rdzv_endpoint.rpartition(":")[0])):
+            args.rdzv_conf = ",".join(filter(None, [f"is_host={first}", given]))
+        try:
+            run.run(args)
+            break
+        except RendezvousConnectionError:
+            if first or number == args.max_restarts:
+                raise
+            tell(f"the first node is lost; waiting for it ({number + 1} of RESTARTS={args.max_restarts})")
+            os.environ["NODE_RESTART_COUNT"] = str(number + 1)
+    return 0
+
+
+def _remove(logs: str | None) -> None:
     """The logs of a start that was a mistake, and the run's folder where there is nothing else in it."""
-    shutil.rmtree(logs, ignore_errors=True)
-    for folder in logs.parents[:2]:
-        with suppress(OSError):
-            folder.rmdir()
+    if logs:
+        shutil.rmtree(logs, ignore_errors=True)
+        for folder in Path(logs).parents[:2]:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 if __name__ == "__main__":
     sys.stdout, sys.stderr = Terminal(sys.stdout), Terminal(sys.stderr)
-    sys.exit(launch(sys.argv[1:]))
+    code = launch(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        stream.close_lines()
+    sys.exit(code)
