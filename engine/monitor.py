@@ -77,6 +77,7 @@ class Monitor:
         self.reducer: DistributedDataParallel | None = None
         self.judged: list[tuple[float, float]] = []  # (wait, whole) seconds of steps, workers being under way
         self.warned = -SILENT
+        self.step: Step
         self.restart()
 
     def restart(self) -> None:
@@ -110,6 +111,7 @@ class Monitor:
         self._apart(lambda: self._look(step, micro_batches))
 
     def _look(self, step: Step, micro_batches: Sequence[Any]) -> None:
+        self.step = step
         if self.flops is None:
             self.flops = count_flops(step, micro_batches[0])
             self.reducer = next((m for m in step.model.modules() if isinstance(m, DistributedDataParallel)), None)
@@ -143,7 +145,7 @@ class Monitor:
         self.losses.append({"loss": record.loss, **record.terms})
         now = time.perf_counter()
         self.since_start += 1
-        if self.since_start > UNSETTLED:
+        if self.since_start > UNSETTLED and self.runtime.is_main:
             self.judged.append((self.waited, now - self.stepped))
         self.stepped = now
         self.logbook.advance()
@@ -158,10 +160,11 @@ class Monitor:
             "lr": record.lr,
             "grad_norm": record.grad_norm.item(),
             "skipped": self.state.skipped,
+            **({} if (scale := self.step.loss_scale()) is None else {"loss_scale": scale}),
             **self._pace(elapsed),
             "data_wait": data,
             "communication": communication,
-            "compute": max(0.0, 1 - data - communication),
+            "compute": 1 - data - communication,
             **_memory(self.runtime.device),
         }
         if rates := self._rates():
@@ -169,7 +172,8 @@ class Monitor:
         where = f"epoch {(self.state.step - 1) // self.plan.steps_per_epoch + 1}/{self.plan.epochs} "
         where += f"step {step_in_epoch}/{self.plan.steps_per_epoch} "
         self.logbook.write("train", self.state.step, self._text(numbers, list(means)), where, **numbers)
-        self._warn_of_waiting()
+        if self.runtime.is_main:
+            self._warn_of_waiting()
         self._begin()
 
     def _means(self, elapsed: float) -> tuple[dict[str, float], tuple[float, float]]:
@@ -178,7 +182,8 @@ class Monitor:
         names = runtime.shared([name for name in self.losses[0] if all(name in losses for losses in self.losses)])
         mine = torch.stack([torch.stack([losses[name] for name in names]) for losses in self.losses]).double()
         gradients = self._gradient_wait() * len(self.losses)
-        shares = [self.waits.data / elapsed, (self.waits.exchanges + gradients) / elapsed]
+        waited = self.waits.data / elapsed
+        shares = [waited, min((self.waits.exchanges + gradients) / elapsed, 1 - waited)]
         *sums, data, communication = runtime.sum([*mine.flatten().tolist(), *shares])
         table = torch.tensor(sums, dtype=torch.float64).view(mine.shape) / runtime.world_size  # (steps, names)
         table = table[torch.isfinite(table[:, names.index("loss")])]  # a step that was skipped may have none
@@ -191,12 +196,12 @@ class Monitor:
         )
 
     def _gradient_wait(self) -> float:
-        """Seconds a step that gradients were on their way after the backward pass had ended, by DDP's own samples of
-        this launch (its first ten steps and each hundredth); 0 where there is no DDP."""
+        """Seconds that gradients were on their way after the backward pass, in the step that DDP measured last (it
+        measures the first ten of a launch and each hundredth); 0 where there is no DDP."""
         if self.reducer is None:
             return 0.0
         told = self.reducer._get_ddp_logging_data()
-        exchange, hidden = (told.get(f"avg_backward_{name}_time", 0) for name in ("comm", "compute_comm_overlap"))
+        exchange, hidden = (told.get(f"backward_{name}_time", 0) for name in ("comm", "compute_comm_overlap"))
         return max(0, exchange - hidden) / 1e9
 
     def _pace(self, elapsed: float) -> dict[str, float]:
@@ -224,10 +229,11 @@ class Monitor:
         several = self.runtime.world_size > 1
         each = f" ({numbers['images_per_s_per_gpu']:.3g} each)" if several else ""
         shares = f"data wait {numbers['data_wait']:.0%}" + (f" comm {numbers['communication']:.0%}" if several else "")
-        used = f"MFU {numbers['mfu']:.0%} " if "mfu" in numbers else ""
+        lost = f"skipped {numbers['skipped']} " if numbers["skipped"] else ""
+        used = f"MFU {100 * numbers['mfu']:.2g}% " if "mfu" in numbers else ""
         return (
             f"loss {numbers['loss']:.4f} {f'({terms}) ' if terms else ''}lr {numbers['lr']:.2e} "
-            f"grad {numbers['grad_norm']:.3g} {numbers['images_per_s']:.3g} img/s{each} {used}{shares} "
+            f"grad {numbers['grad_norm']:.3g} {numbers['images_per_s']:.3g} img/s{each} {used}{shares} {lost}"
             f"{numbers['memory_gb']:.1f} GB ETA {self.logbook.eta(self.state.step)}"
         )
 
