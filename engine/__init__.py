@@ -23,7 +23,7 @@ from .optim import build_optimizer, build_schedule
 from .options import Options, read_options
 from .parallel import Parallel, choose_parallel
 from .plan import Plan, Recipe
-from .precision import Precision, choose_precision, fit_precision
+from .precision import Precision, by_apex, choose_precision, fit_precision
 from .run import RunFolder, describe_environment
 from .signals import StopRequest
 from .step import Schedule, Step, StepRecord, TokenLabelStep, TrainState, TrainStep
@@ -56,6 +56,7 @@ __all__ = [
     "TrainingError",
     "build_optimizer",
     "build_schedule",
+    "by_apex",
     "choose_parallel",
     "choose_precision",
     "describe_environment",

@@ -4,7 +4,7 @@
 reading them executes nothing (``weights_only``). Entries:
 
 ====================  ===========================================================================================
-``format``            int: 2, the version of this table
+``format``            int: 3, the version of this table
 ``task``              str: classification, detection, segmentation
 ``arch``              str: the model's name (a timm name, or the type of a detector or segmentor)
 ``config``            {str: plain value}: the recipe, flat, as values; compared, never evaluated
@@ -15,6 +15,7 @@ reading them executes nothing (``weights_only``). Entries:
 ``best``              float: the highest metric so far; ``best_step``: int, when
 ``history``           [{str: number}]: one entry for each evaluation
 ``loss_sum``          float: of the epoch under way, over ``loss_steps`` (int)
+``skipped``           int: steps that changed nothing, their gradients not finite; ``skipped_in_row``: int, lately
 ``state_dict``        {str: Tensor}: the weights; ``state_dict_ema``: their average where one is kept
 ``optimizer``         the optimizer's state dict; ``scaler``: that of loss scaling; ``schedule``: that of the schedule
 ``classes``, ``meta``  class names for readers of any kind; ``meta.dataset_meta`` is where mmengine looks for them
@@ -48,12 +49,13 @@ from elsa.core.archive import read_archive, write_tensors
 from .distributed import Runtime
 from .step import TrainState
 
-FORMAT = 2
+FORMAT = 3
 LAST, PREVIOUS, BEST = "last", "previous", "best"
 ABOUT = ("epoch", "classes", "config", "meta")  # entries that a .safetensors file has, too
 # A run's checkpoint has these; a file of weights alone has not.
 NEEDED: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("format", "step", "epoch", "last_eval", "best_step", "loss_steps"), int),
+    **dict.fromkeys(("skipped", "skipped_in_row"), int),
     **dict.fromkeys(("config", "data", "state_dict", "optimizer", "scaler", "schedule"), dict),
     **dict.fromkeys(("best", "loss_sum"), (int, float)),
     **dict.fromkeys(("task", "arch"), str),

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay, param_groups_weight_decay
+from timm.optim import (
+    create_optimizer_v2,
+    get_optimizer_class,
+    get_optimizer_info,
+    list_optimizers,
+    param_groups_layer_decay,
+    param_groups_weight_decay,
+)
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from yacs.config import CfgNode
 
 from elsa.core import ConfigError, did_you_mean
+
+from . import apex
 
 SECOND_ORDER = ("adahessian",)
 
@@ -27,7 +39,8 @@ def build_optimizer(model: nn.Module, config: CfgNode) -> torch.optim.Optimizer:
         ConfigError: an optimizer that does not exist, or a pattern that matches no parameter.
     """
     train = config.TRAIN
-    check_optimizer(train.OPTIMIZER, "TRAIN.OPTIMIZER")
+    device = next(model.parameters()).device
+    name, further = find_optimizer(train.OPTIMIZER, "TRAIN.OPTIMIZER", device, train.PARALLEL)
     names = [name for name, _ in model.named_parameters()]
     for pattern in train.NO_DECAY:
         if not fnmatch.filter(names, pattern):
@@ -40,12 +53,10 @@ def build_optimizer(model: nn.Module, config: CfgNode) -> torch.optim.Optimizer:
             return param_groups_weight_decay(module, **common)
         return param_groups_layer_decay(module, layer_decay=train.LAYER_DECAY, **common)
 
-    fused = next(model.parameters()).is_cuda and train.OPTIMIZER in ("adam", "adamw")
-    further: dict[str, Any] = {"fused": True} if fused else {}
     try:
         return create_optimizer_v2(
             model,
-            opt=train.OPTIMIZER,
+            opt=name,
             lr=train.LR,
             momentum=train.MOMENTUM,
             betas=train.BETAS,
@@ -57,12 +68,41 @@ def build_optimizer(model: nn.Module, config: CfgNode) -> torch.optim.Optimizer:
         raise ConfigError(f"TRAIN.OPTIMIZER {train.OPTIMIZER} cannot be used here: {error}") from error
 
 
-def check_optimizer(name: str, where: str) -> None:
-    """Raises ConfigError, naming ``where`` it stands, unless timm has an optimizer of that name."""
-    if name not in list_optimizers():
-        raise ConfigError(f"{where} {name!r} is no timm optimizer{did_you_mean(name, map(str, list_optimizers()))}")
+def find_optimizer(name: str, where: str, device: torch.device, parallel: str) -> tuple[str, dict[str, Any]]:
+    """timm's name of an optimizer, and the arguments that this machine gives it.
+
+    Gradients are clipped before it sees them, so that what clips by itself does not.
+
+    Args:
+        where: the name stands in the recipe. parallel: TRAIN.PARALLEL.
+
+    Raises:
+        ConfigError: there is none of that name, or what it needs is missing.
+    """
+    known = sorted({*map(str, list_optimizers()), *apex.OPTIMIZERS})
+    if name not in known:
+        raise ConfigError(f"{where} {name!r} is no timm optimizer{did_you_mean(name, known)}")
     if name in SECOND_ORDER:
         raise ConfigError(f"{where} {name!r} needs second derivatives, which are not computed")
+    timms = apex.OPTIMIZERS.get(name, name)
+    kind = get_optimizer_info(timms).opt_class
+    if isinstance(kind, str) and kind.startswith("apex."):
+        found = apex.require_optimizer(f"{where} {name}", device, kind.rpartition(".")[2])
+        if parallel == "fsdp":
+            raise ConfigError(f"{where} {name} cannot update divided parameters: it needs ddp instead of fsdp")
+        return timms, {"max_grad_norm": math.inf} if "max_grad_norm" in inspect.signature(found).parameters else {}
+    return timms, fused(get_optimizer_class(timms, bind_defaults=False), parallel)
+
+
+def fused(kind: Callable[..., Any], parallel: str) -> dict[str, Any]:
+    """The argument that makes an optimizer of torch's update all parameters at once, on CPUs too, where it has one.
+
+    Args:
+        kind: its class. parallel: TRAIN.PARALLEL; divided parameters have it for Adam and AdamW alone.
+    """
+    can = isinstance(kind, type) and "fused" in inspect.signature(kind).parameters
+    adam = can and issubclass(kind, torch.optim.Adam)
+    return {"fused": True} if can and (adam or parallel == "ddp") else {}
 
 
 class TimmSchedule:

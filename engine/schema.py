@@ -153,7 +153,7 @@ SCHEMA: dict[str, Key] = {
     "TRAIN.MIN_LR": Key(1e-5, "learning rate at the end of the schedule", low=0.0, high=100.0),
     "TRAIN.SCHEDULE": Key("cosine", "shape of the schedule (timm)", choices=("cosine", "linear", "constant")),
     "TRAIN.LR_EVERY": Key("epoch", "when the learning rate changes", choices=("epoch", "step")),
-    "TRAIN.OPTIMIZER": Key("adamw", "a timm optimizer name"),
+    "TRAIN.OPTIMIZER": Key("adamw", "a timm optimizer name, apex_fused_adam or apex_fused_lamb"),
     "TRAIN.BETAS": Key((0.9, 0.999), "of Adam-like optimizers", low=0.0, below=1.0),
     "TRAIN.EPS": Key(1e-8, "of Adam-like optimizers", low=1e-30, high=0.1, instead="1e-8 is usual"),
     "TRAIN.MOMENTUM": Key(0.9, "of SGD-like optimizers", low=0.0, below=1.0),
@@ -169,7 +169,7 @@ SCHEMA: dict[str, Key] = {
                           choices=("ddp", "fsdp"), may_change=True),
     "TRAIN.TIMEOUT": Key(10.0, "minutes after which a silent process ends the run", above=0.0, high=10080.0,
                          may_change=True),
-    "TRAIN.MAX_SKIPPED": Key(10, "steps in a row, left out for gradients that are not finite, before the run ends",
+    "TRAIN.MAX_SKIPPED": Key(10, "most steps in a row skipped for gradients that are not finite; one more ends the run",
                              low=0, may_change=True, **_COUNT),
     # ---- evaluation
     "EVAL.EVERY": Key(1, "epochs between evaluations; the last epoch always counts", low=1, **_COUNT),
@@ -177,22 +177,24 @@ SCHEMA: dict[str, Key] = {
     "EVAL.INTERPOLATION": Key("bicubic", "of evaluation images", choices=("bilinear", "bicubic", "nearest")),
     "EVAL.WEIGHTS": Key("auto", "auto: the EMA where there is one", choices=("auto", "model", "ema")),
     # ---- mixed precision
-    "AMP.ENABLED": Key(True, "autocast; on a CPU only where AMP.DTYPE is bfloat16"),
-    "AMP.DTYPE": Key("auto", "auto: bfloat16 where the GPU has it", choices=("auto", "bfloat16", "float16")),
+    "AMP.ENABLED": Key(True, "autocast; on a CPU only where AMP.DTYPE names a type"),
+    "AMP.BACKEND": Key("native", "torch itself, or NVIDIA's apex.amp (float16)", choices=("native", "apex")),
+    "AMP.DTYPE": Key("auto", "auto: bfloat16 where the GPU has it, else float16, whose loss is scaled",
+                     choices=("auto", "bfloat16", "float16")),
     # ---- logs and checkpoints
     "LOG.EVERY": Key(50, "steps between log lines", low=1, may_change=True, **_COUNT),
     "LOG.SAVE_STEPS": Key(0, "steps between saves within an epoch, 0 for none", low=0, may_change=True, **_COUNT),
     "LOG.TENSORBOARD": Key(True, "write TensorBoard files", may_change=True),
+    "LOG.IMAGES": Key(0, "images in TensorBoard of a batch and of predictions, at each evaluation", low=0, high=64,
+                      may_change=True),
+    "LOG.TRACKERS": Key((), "trackers of experiments that get the numbers too, e.g. [wandb]", of=str,
+                        choices=("wandb", "trackio"), may_change=True),
 }  # fmt: skip
 
 
 def check_together(values: dict[str, Any]) -> Iterator[str]:
     """Problems that one key alone does not show."""
     epochs, warmup = values["TRAIN.EPOCHS"], values["TRAIN.WARMUP_EPOCHS"]
-    "LOG.IMAGES": Key(0, "images in TensorBoard of a batch and of predictions, at each evaluation", low=0, high=64,
-                      may_change=True),
-    "LOG.TRACKERS": Key((), "trackers of experiments that get the numbers too, e.g. [wandb]", of=str,
-                        choices=("wandb", "trackio"), may_change=True),
     if warmup >= epochs:
         yield f"TRAIN.WARMUP_EPOCHS {warmup} must be smaller than TRAIN.EPOCHS {epochs}"
     if values["TRAIN.MIN_LR"] > values["TRAIN.LR"]:
@@ -226,6 +228,14 @@ def check_together(values: dict[str, Any]) -> Iterator[str]:
     for name in ("DATA.MEAN", "DATA.STD"):
         if len(values[name]) != values["MODEL.IN_CHANS"]:
             yield f"{name} needs one number per channel ({values['MODEL.IN_CHANS']}), got {list(values[name])}"
+    if values["AMP.BACKEND"] == "apex":
+        if not values["AMP.ENABLED"]:
+            yield "AMP.BACKEND apex has no effect unless AMP.ENABLED is true"
+        if values["AMP.DTYPE"] == "bfloat16":
+            yield "AMP.BACKEND apex computes in float16, and AMP.DTYPE is bfloat16: write float16, or native"
+        for name, value in (("TRAIN.PARALLEL", "fsdp"), ("TRAIN.COMPILE", True)):
+            if values[name] == value:
+                yield f"AMP.BACKEND apex works without {name} {str(value).lower()} only: write native"
     if values["EVAL.WEIGHTS"] == "ema" and values["TRAIN.EMA_DECAY"] is None:
         yield "EVAL.WEIGHTS is ema, but TRAIN.EMA_DECAY is null: no average is kept"
     if values["LOG.IMAGES"] and not values["LOG.TENSORBOARD"]:

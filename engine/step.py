@@ -10,28 +10,44 @@ from typing import Any, Protocol
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.profiler import record_function
 
+from .apex import ApexScaler
 from .distributed import Runtime
-from .parallel import Parallel
-from .precision import Precision
+from .parallel import Parallel, local_part
+from .precision import LossScaler, Precision
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass
 class StepRecord:
-    """What one step did: mean loss and gradient norm before clipping (scalars on the device), lr, images; the terms
-    that the loss is the sum of, where there are several."""
+    """What one step did; scalars on the device, so that nothing waits for them.
+
+    Attributes:
+        loss: mean over the micro-batches. grad_norm: of all gradients, before clipping.
+        lr: the largest learning rate. images: of this process.
+        skipped: whether the gradient was not finite, so that the step has changed nothing.
+        terms: what the loss is the sum of, where there are several.
+        norms: of each parameter's gradient, by name, before clipping.
+        scale: what the loss was multiplied by; None without loss scaling.
+    """
 
     loss: Tensor
     grad_norm: Tensor
     lr: float
     images: int
+    skipped: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
+    norms: dict[str, Tensor] = field(default_factory=dict)
+    scale: Tensor | None = None
 
 
 class Step(ABC):
     """batch → forward → loss → backward → clip → optimizer → average of the weights.
+
+    A step whose gradient norm is not finite is skipped: weights, optimizer, average and buffers (batch norm's
+    statistics) stay as they were. The norm is that of the exchanged gradients, so all processes skip the same steps.
 
     Args:
         model: the module that is called, possibly wrapped in DistributedDataParallel or compiled.
@@ -48,17 +64,23 @@ class Step(ABC):
         precision: Precision,
         *,
         source: nn.Module,
-        scaler: torch.amp.GradScaler | None = None,
+        scaler: LossScaler | ApexScaler | None = None,
         clip_grad: float | None = None,
         ema: ModelEmaV3 | None = None,
         parallel: Parallel | None = None,
     ) -> None:
         self.model, self.optimizer, self.precision = model, optimizer, precision
         self.source, self.clip_grad, self.ema = source, clip_grad, ema
-        self.scaler = scaler or precision.grad_scaler()
+        self.scaler = scaler or precision.grad_scaler(source, optimizer)
         self.device = next(source.parameters()).device
         self.parallel = parallel or Parallel(Runtime(0, 1, self.device))
         self.clipped = list(source.parameters())  # whose gradients' norm is limited; the norm is a sum in this order
+        self.named = list(source.named_parameters())
+        weights = {id(parameter) for parameter in self.clipped}
+        saved = source.state_dict(keep_vars=True).values()
+        self.buffers = [tensor for tensor in saved if id(tensor) not in weights]
+        self.before = [buffer.clone() for buffer in self.buffers]  # what they were before the step
+        self.asynchronous = self.device.type != "cpu"
 
     @abstractmethod
     def loss(self, batch: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -71,28 +93,74 @@ class Step(ABC):
     def __call__(self, micro_batches: Sequence[Any]) -> StepRecord:
         """One optimizer step on the mean loss of the micro-batches."""
         self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
+        if self.buffers:
+            torch._foreach_copy_(self.before, self.buffers)
+        scale = self.scaler.current(self.device)
         losses, terms, count = [], [], 0
         for index, batch in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
             with self.parallel.micro_step(self.model, last):
-                loss, parts = self.loss(batch)
-                self.scaler.scale(loss / len(micro_batches)).backward()
+                with record_function("forward"):
+                    loss, parts = self.loss(batch)
+                with record_function("backward"):
+                    self.scaler.backward(loss / len(micro_batches), self.optimizer, last)
             losses.append(loss.detach())
             terms.append(parts)
             count += self.count(batch)
 
         self.scaler.unscale_(self.optimizer)
+        gradients = {name: parameter.grad for name, parameter in self.named if parameter.grad is not None}
+        norms = dict(zip(gradients, torch._foreach_norm(list(gradients.values())), strict=True)) if gradients else {}
         limit = float("inf") if self.clip_grad is None else self.clip_grad
         grad_norm = self.parallel.clip(self.clipped, limit)
         lr = max(group["lr"] for group in self.optimizer.param_groups)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.ema is not None:
-            self.ema.update(self.source)
+        skipped = ~torch.isfinite(grad_norm.detach())
+        with record_function("update"):
+            self.update(skipped)
+        self.scaler.follow(self.optimizer, skipped)
         shared = [name for name in terms[0] if all(name in parts for parts in terms)]
         means = {name: torch.stack([parts[name].detach() for parts in terms]).mean() for name in shared}
-        return StepRecord(torch.stack(losses).mean(), grad_norm.detach(), lr, count, means)
+        mean = torch.stack(losses).mean()
+        return StepRecord(mean, grad_norm.detach(), lr, count, skipped, means, norms, scale)
+
+    def loss_scale(self) -> float | None:
+        """What the next loss is multiplied by; None without loss scaling. Waits for a GPU."""
+        return self.scaler.get_scale() if self.scaler.is_enabled() else None
+
+    @torch.no_grad()
+    def update(self, skipped: Tensor) -> None:
+        """Changes weights, optimizer and average, or none of them and the buffers back.
+
+        torch's fused optimizers take ``skipped`` as a tensor: with them no GPU is waited for. Others are stepped or
+        not, so that a GPU's gradients are waited for, as torch's own loss scaling does.
+        """
+        fused = all(group.get("fused") for group in self.optimizer.param_groups)
+        if self.asynchronous and fused:
+            self._update_unless(skipped)
+        elif skipped.item():
+            self.scaler.skip(self.optimizer)
+            if self.buffers:
+                torch._foreach_copy_(self.buffers, self.before)
+        else:
+            self.optimizer.step()
+            if self.ema is not None:
+                self.ema.update(self.source)
+
+    def _update_unless(self, skipped: Tensor) -> None:
+        self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        del self.optimizer.found_inf  # type: ignore[attr-defined]
+        for buffer, before in zip(self.buffers, self.before, strict=True):
+            buffer.copy_(torch.where(skipped, before, buffer))
+        if self.ema is not None:
+            share = torch.where(skipped, 0.0, 1.0 - self.ema.get_decay())
+            averages, weights = (module.state_dict().values() for module in (self.ema.module, self.source))
+            for average, weight in zip(averages, weights, strict=True):
+                if average.is_floating_point():
+                    local_part(average).lerp_(local_part(weight), share.to(average.dtype))
+                else:
+                    average.copy_(weight)
 
 
 class TrainStep(Step):
@@ -183,11 +251,12 @@ class TrainState:
         loss_sum, loss_steps: of the epoch under way.
         best, best_step: highest metric so far.
         history: one dictionary per evaluation.
+        skipped: steps left out, their gradients not finite; skipped_in_row: since the last that was not, see Guard.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
+    scaler: LossScaler | ApexScaler
     ema: ModelEmaV3 | None = None
     schedule: Schedule | None = None
     epoch: int = 0
@@ -198,8 +267,11 @@ class TrainState:
     best: float = float("-inf")
     best_step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    skipped: int = 0
+    skipped_in_row: int = 0
 
-    COUNTERS = ("epoch", "step", "last_eval", "loss_sum", "loss_steps", "best", "best_step", "history")
+    COUNTERS = ("epoch", "step", "last_eval", "loss_sum", "loss_steps", "best", "best_step", "history",
+                "skipped", "skipped_in_row")  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers and tensors only, so that the file can be read without executing anything."""
@@ -217,9 +289,16 @@ class TrainState:
         self.model.load_state_dict(content["state_dict"])
         if self.ema is not None:
             self.ema.module.load_state_dict(content["state_dict_ema"])
-        self.optimizer.load_state_dict(content["optimizer"])
+        self.optimizer.load_state_dict(_as_here(content["optimizer"], self.optimizer))
         self.scaler.load_state_dict(content["scaler"])
         if self.schedule is not None:
             self.schedule.load_state_dict(content["schedule"])
         for name in self.COUNTERS:
             setattr(self, name, content[name])
+
+
+def _as_here(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's state with what this machine is about: whether the update is fused."""
+    pairs = zip(saved["param_groups"], optimizer.param_groups, strict=False)
+    groups = [{**group, **({"fused": here["fused"]} if "fused" in here else {})} for group, here in pairs]
+    return {**saved, "param_groups": groups if len(groups) == len(saved["param_groups"]) else saved["param_groups"]}

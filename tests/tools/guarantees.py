@@ -32,7 +32,7 @@ class Case:
     single: list[str] = field(default_factory=list)
 
     def set(self, **values: object) -> list[str]:
-        """``--set`` with the task's names: save, accumulate, ema, clip, data, workers."""
+        """``--set`` with the task's names: save, accumulate, ema, clip, data, workers, skipped."""
         return ["--set", *(f"{self.keys[name]}={value}" for name, value in values.items())]
 
     @property
@@ -41,9 +41,10 @@ class Case:
 
 
 KEYS = dict(save="LOG.SAVE_STEPS", accumulate="TRAIN.ACCUM", ema="TRAIN.EMA_DECAY", clip="TRAIN.CLIP_GRAD",
-            data="DATA.ROOT", workers="DATA.WORKERS")  # fmt: skip
+            data="DATA.ROOT", workers="DATA.WORKERS", skipped="TRAIN.MAX_SKIPPED")  # fmt: skip
 DENSE_KEYS = dict(save="train_cfg.save_steps", accumulate="optim_wrapper.accumulative_counts", ema="run.ema_decay",
-                  clip="optim_wrapper.clip_grad", data="data_root", workers="train_dataloader.num_workers")  # fmt: skip
+                  clip="optim_wrapper.clip_grad", data="data_root", workers="train_dataloader.num_workers",
+                  skipped="run.max_skipped")  # fmt: skip
 BF16 = ["AMP.ENABLED=true", "AMP.DTYPE=bfloat16"]
 DENSE_BF16 = ["optim_wrapper.type=AmpOptimWrapper", "optim_wrapper.dtype=bfloat16"]
 

@@ -119,8 +119,8 @@ def arm(kind: str, *where: str) -> None:
     """Has this process suffer a fault.
 
     ``kill``, ``hang``, ``stop`` (SIGTERM) and ``job`` (SIGTERM, to all loader processes too): in a step; ``blind``: the
-    data of classification are not there; ``loss`` and ``gradient``: not finite in a step; ``update``:
-    the weights are not after it; ``evaluate``: killed with the second batch of an evaluation; ``write``:
+    data of classification are not there; ``loss`` and ``gradient``: not finite in a step, ``losses`` and ``gradients``:
+    from that step on; ``update``: the weights are not after it; ``evaluate``: killed with the second batch of an evaluation; ``write``:
     killed with half of a file written; ``rename``: killed before a file gets its name. The last part is which step,
     evaluation or writing of the file, from 1 and in this process.
     """
@@ -158,15 +158,19 @@ def _in_step(kind: str, number: int) -> None:
         time.sleep(600)
 
     def stepped(self, micro_batches):
-        if next(steps) != number:
+        step = next(steps)
+        if step != number and not (kind in ("losses", "gradients") and step > number):
             return call(self, micro_batches)
         weight = next(parameter for parameter in self.source.parameters() if parameter.requires_grad)
-        if kind == "loss":
-            loss = self.loss
+        loss, hook = self.loss, None
+        if kind.startswith("loss"):
             self.loss = lambda batch: broken(*loss(batch))
-        if kind == "gradient":
-            weight.register_hook(lambda gradient: gradient * float("nan"))
+        if kind.startswith("gradient"):
+            hook = weight.register_hook(lambda gradient: gradient * float("nan"))
         record = call(self, micro_batches)
+        self.loss = loss
+        if hook is not None:
+            hook.remove()
         if kind == "update":
             weight.data.fill_(float("nan"))
         return record

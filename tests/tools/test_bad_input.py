@@ -30,7 +30,24 @@ import torch
         (["TRAIN.OPTIMIZER=adamm"], ["did you mean"]),
         (["TRAIN.NO_DECAY=['*.nothing']"], ["'*.nothing'", "matches no parameter"]),
         (["MODEL.PRETRAINED=absent.pt"], ["absent.pt does not exist"]),
-        (["AMP.ENABLED=true", "AMP.DTYPE=float16"], ["float16 needs a GPU"]),
+        (
+            ["AMP.ENABLED=true", "AMP.BACKEND=apex"],
+            ["AMP.BACKEND apex needs a GPU (the device is cpu) and NVIDIA's apex (not installed)", "@24.04.01"],
+        ),
+        (["AMP.BACKEND=apex"], ["AMP.BACKEND apex has no effect unless AMP.ENABLED is true"]),
+        (
+            ["AMP.ENABLED=true", "AMP.BACKEND=apex", "TRAIN.COMPILE=true"],
+            ["apex works without TRAIN.COMPILE true only"],
+        ),
+        (
+            ["TRAIN.OPTIMIZER=apex_fused_adam"],
+            [
+                "TRAIN.OPTIMIZER apex_fused_adam needs a GPU (the device is cpu) and NVIDIA's apex (not installed)",
+                "pip install -v --no-build-isolation git+https://github.com/NVIDIA/apex",
+            ],
+        ),
+        (["TRAIN.OPTIMIZER=fusedlamb"], ["TRAIN.OPTIMIZER fusedlamb needs a GPU", "apex (not installed)"]),
+        (["TRAIN.OPTIMIZER=apex_fused_adamm"], ["did you mean apex_fused_adam?"]),
     ],
     ids=lambda value: "-".join(value)[:50] if isinstance(value, list) else None,
 )

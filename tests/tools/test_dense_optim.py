@@ -11,6 +11,7 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 
 import elsa.tools.tasks.mm.optim  # registers TimmOptimizer
+from elsa.tools.tasks.mm.optim import build_optimizer
 
 
 @pytest.fixture
@@ -30,9 +31,30 @@ def test_it_is_timms_optimizer(model, opt):
     arguments = dict(opt=opt, lr=0.1, weight_decay=0.5)
     wrapper = dict(type="OptimWrapper", optimizer=dict(type="TimmOptimizer", **arguments))
     twin = copy.deepcopy(model)
-    ours = stepped(model, build_optim_wrapper(model, wrapper).optimizer)
+    optimizer = build_optim_wrapper(model, wrapper).optimizer
+    ours = stepped(model, optimizer)
     for name, theirs in stepped(twin, create_optimizer_v2(list(twin.parameters()), **arguments)).items():
-        assert torch.equal(ours[name], theirs), name
+        torch.testing.assert_close(ours[name], theirs, msg=name)
+    assert [group.get("fused", False) for group in optimizer.param_groups] == [opt == "adamw"]
+
+
+@pytest.mark.parametrize(("kind", "written", "parallel", "expected"), [
+    ("AdamW", {}, "ddp", True),
+    ("AdamW", {}, "fsdp", True),
+    ("AdamW", dict(fused=False), "ddp", False),
+    ("AdamW", dict(foreach=True), "ddp", None),
+    ("SGD", dict(momentum=0.9), "ddp", True),
+    ("SGD", dict(momentum=0.9), "fsdp", None),
+    ("RMSprop", {}, "ddp", "absent"),
+    ("TimmOptimizer", dict(opt="adamw"), "fsdp", True),
+    ("TimmOptimizer", dict(opt="adamw", foreach=True), "ddp", None),
+    ("TimmOptimizer", dict(opt="sgd"), "fsdp", None),
+])  # fmt: skip
+def test_updates_are_fused_where_they_can_be_unless_the_recipe_says_how(model, kind, written, parallel, expected):
+    settings = dict(optimizer=dict(type=kind, lr=0.1, **written))
+    optimizer = build_optimizer(model, settings, parallel)
+    assert {group.get("fused", "absent") for group in optimizer.param_groups} == {expected}
+    stepped(model, optimizer)
 
 
 def test_groups_follow_paramwise_cfg_and_few_are_left(model):

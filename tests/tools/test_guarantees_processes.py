@@ -64,22 +64,54 @@ def test_the_saved_recipe_is_the_same_run(linear, tool, tmp_path):
         before = tmp_path / again
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_what_is_not_finite_in_one_process_stops_all(linear, launch, tmp_path, what):
+@pytest.mark.parametrize(("what", "most"), [("losses", 0), ("gradients", 1)])
+def test_what_is_never_finite_again_in_one_process_stops_all(linear, launch, tmp_path, what, most):
+    """At once where no step may be skipped, else after those that may: the same step in all processes."""
     began, run = time.monotonic(), tmp_path / "run"
-    both = launch(f"{what}:4@1", "train", linear.recipe, "--output", run, *linear.set(save=2), processes=2)
+    options = linear.set(save=2, skipped=most)
+    both = launch(f"{what}:4@1", "train", linear.recipe, "--output", run, *options, processes=2)
     assert both.wait() == [1, 1], both.said() + both.said(1)
     assert time.monotonic() - began < 60
     for rank, name in ((0, "error: "), (1, "[rank 1] error: ")):
-        told = [line for line in both.said(rank).splitlines() if "error" in line.lower()]
+        told = [line for line in both.said(rank).splitlines() if line.startswith(name)]
         assert len(told) == 1, both.said(rank)
-        assert told[0].startswith(name)
-        assert " is nan at step 4 " in told[0]
+        assert f" is nan at step {4 + most} " in told[0]
+        assert ("the 2nd such step in a row" in told[0]) == bool(most)
+        assert "gradient norm nan, not finite in " in told[0]
         assert f"the last good checkpoint is {run / 'last.pt'}" in told[0]
         assert "Traceback" not in both.said(rank)
         assert "Warning" not in both.said(rank)
     assert is_finite(run / "last.pt")
-    assert content(run / "last.pt")["step"] < 4
+    assert content(run / "last.pt")["step"] == 4 if most else content(run / "last.pt")["step"] < 4
+    assert content(run / "last.pt")["skipped"] == most
+
+
+def test_a_step_that_is_not_finite_in_one_process_is_left_out_by_all(linear, launch, tool, tmp_path):
+    """With accumulated micro-batches, of which each is spoilt. The weights are those of one process that leaves out the
+    same step, a run that was interrupted goes on to the same end, and log and summary have the number."""
+    train = ("train", linear.recipe, *linear.set(save=2), "--output")
+    alone = launch("loss:4", *train, tmp_path / "alone")
+    accumulate = linear.set(accumulate=2) if linear.task == "classification" else []
+    both = launch("loss:4@1", *train, tmp_path / "both", *accumulate, processes=2)
+    start = launch("stop:1", *train, tmp_path / "start")
+    assert [alone.wait(), both.wait(), start.wait()] == [[0], [0, 0], [0]], alone.said() + both.said() + both.said(1)
+    assert_close(tmp_path / "alone", tmp_path / "both", tmp_path / "start")
+    assert "skipped" not in both.said(1), "one process speaks for all"
+    for one in (alone, both):
+        told = [line for line in one.said().splitlines() if "skipped step" in line]
+        assert len(told) == 1
+        assert told[0].startswith("skipped step 4 (epoch ") and "(1 so far, 1 in a row, 10 at most)" in told[0]
+    for name in ("alone", "both"):
+        counts = {record["step"]: record["skipped"] for record in records(tmp_path / name, "train")}
+        assert counts[2] == 0 and counts[4] == counts[max(counts)] == 1
+        assert json.loads((tmp_path / name / "summary.json").read_text())["skipped"] == 1
+        history = content(tmp_path / name / "last.pt")["history"]
+        assert all(entry["train_loss"] < float("inf") for entry in history), "of the steps that have a loss"
+
+    for fault in ("stop:3", "loss:1"):  # to step 3; the first of the next launch is the fourth
+        part = launch(fault, *train, tmp_path / "start", "--resume", "auto")
+        assert part.wait() == [0], part.said()
+    assert_same_run(tmp_path / "alone", tmp_path / "start")
 
 
 @pytest.mark.parametrize("step", [3, "last"])

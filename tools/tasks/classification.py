@@ -103,7 +103,7 @@ def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, trust: bool) -
     """The parts of a training as the recipe says."""
     config, data, optim = recipe.config, recipe.config.DATA, recipe.config.TRAIN
     options = read_options(lambda name, key, default: recipe.values[key])
-    precision = choose_precision(config, runtime.device)
+    precision = choose_precision(config, runtime.device, training=True)
     micro = divide_batch(data.BATCH, runtime.world_size, optim.ACCUM, "DATA.BATCH", "TRAIN.ACCUM")
     train_source, val_source = open_data(config, runtime, "train", "val")
     batches = train_loader(config, train_source, runtime.rank, runtime.world_size)
@@ -133,6 +133,7 @@ def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, trust: bool) -
         evaluate_every=config.EVAL.EVERY * batches.steps_per_epoch,
         save_every=config.LOG.SAVE_STEPS,
         log_every=options.log_every,
+        adapted=precision.slow(),
     )
     return Training(
         task="classification",

@@ -97,7 +97,7 @@ def train(
         state = TrainState(
             model=model,
             optimizer=training.optimizer,
-            scaler=training.precision.grad_scaler(),
+            scaler=training.precision.grad_scaler(model, training.optimizer),
             ema=average,
             schedule=training.schedule,
         )
@@ -126,7 +126,7 @@ def train(
         trainer = Trainer(
             training.plan, runtime, state, step, training.schedule, training.batches,
             evaluate=lambda: training.evaluate(counted), evaluated=counted, metric=training.metric,
-            logbook=logbook, about=about, checkpoints=checkpoints,
+            logbook=logbook, about=about, checkpoints=checkpoints, max_skipped=options.max_skipped,
         )  # fmt: skip
         began = time.perf_counter()
         with StopRequest() as stop:
@@ -167,6 +167,7 @@ def _conclude(
         "last": last,
         "best": {training.metric: state.best, "iteration": state.best_step, "epoch": best_epoch},
         "unreadable": list(training.batches.bad.names),
+        "skipped": state.skipped,
         "seconds_of_this_launch": round(seconds, 1),
         "peak_memory_gb": round(peak_memory_gb(runtime.device), 2),
     }

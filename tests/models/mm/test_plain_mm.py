@@ -109,8 +109,8 @@ def like_ours(run_folder: Path, classes: list[str], palette: list[list[int]] | N
     weights = torch.load(theirs, weights_only=False)["state_dict"]
     meta = {"dataset_meta": {"classes": classes, **({"palette": palette} if palette else {})}}
     empty = {name: {} for name in ("config", "data", "optimizer", "scaler", "schedule")}
-    numbers = dict.fromkeys(("step", "epoch", "last_eval", "best_step", "loss_steps"), 0)
-    ours = {"format": 2, "task": "", "arch": "", **empty, **numbers, "best": 0.0, "loss_sum": 0.0, "history": []}
+    numbers = dict.fromkeys(("step", "epoch", "last_eval", "best_step", "loss_steps", "skipped", "skipped_in_row"), 0)
+    ours = {"format": 3, "task": "", "arch": "", **empty, **numbers, "best": 0.0, "loss_sum": 0.0, "history": []}
     (run_folder.parent / "ours").mkdir()
     torch.save({**ours, "state_dict": weights, "classes": classes, "meta": meta}, run_folder.parent / "ours/last.pt")
 

@@ -115,7 +115,7 @@ ELSEWHERE = {
 }
 # Of optim_wrapper: the default, and what else there is.
 CHOICES = {
-    "type": ("OptimWrapper", "AmpOptimWrapper"),
+    "type": ("OptimWrapper", "AmpOptimWrapper", "ApexOptimWrapper"),
     "dtype": ("float16", "bfloat16"),
     "loss_scale": ("dynamic",),
 }
@@ -287,6 +287,13 @@ def _check_optimization(config: Config, origin: str) -> None:
         if (value := optim.get(name, default)) not in (default, *others):
             allowed = " or ".join((default, *others))
             raise ConfigError(f"{origin}: optim_wrapper.{name} must be {allowed}, got {value!r:.80}")
+    if optim.get("type") == "ApexOptimWrapper":
+        if optim.get("dtype") == "bfloat16":
+            raise ConfigError(f"{origin}: optim_wrapper.type ApexOptimWrapper computes in float16, not in bfloat16")
+        for name, value in (("parallel", "fsdp"), ("compile", True)):
+            if config.run.get(name) == value:
+                raise ConfigError(f"{origin}: optim_wrapper.type ApexOptimWrapper works without run.{name} {value} "
+                                  "only: write AmpOptimWrapper")  # fmt: skip
     if not config.run.get("metric"):
         raise ConfigError(f"{origin}: run.metric must name what the best checkpoint has most of, e.g. coco/bbox_mAP")
     if config.get("pretrained_ignore") and not config.get("pretrained"):

@@ -12,11 +12,17 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 from elsa.core import ConfigError, logger
-from elsa.engine.optim import check_optimizer
+from elsa.engine.optim import find_optimizer, fused
+
+UPDATES = ("fused", "foreach", "differentiable", "capturable")  # how torch's optimizers update, of which fused is ours
 
 
-def build_optimizer(model: nn.Module, settings: Mapping[str, Any]) -> torch.optim.Optimizer:
-    """The optimizer of ``optim_wrapper``, its parameter groups by ``paramwise_cfg``.
+def build_optimizer(model: nn.Module, settings: Mapping[str, Any], parallel: str) -> torch.optim.Optimizer:
+    """The optimizer of ``optim_wrapper``, its parameter groups by ``paramwise_cfg``; torch's are fused unless the
+    recipe says how they update.
+
+    Args:
+        parallel: run.parallel.
 
     Raises:
         ConfigError: a pattern of ``paramwise_cfg.custom_keys`` that matches no parameter.
@@ -27,6 +33,13 @@ def build_optimizer(model: nn.Module, settings: Mapping[str, Any]) -> torch.opti
             raise ConfigError(f"optim_wrapper.paramwise_cfg.custom_keys: {pattern!r} is part of no parameter's name")
     kept = ("optimizer", "paramwise_cfg", "constructor")
     wrapper = {name: settings[name] for name in kept if settings.get(name) is not None}
+    optimizer = dict(wrapper["optimizer"])
+    kind = optimizer.get("type")
+    if kind in (TimmOptimizer, TimmOptimizer.__name__):
+        optimizer["parallel"] = parallel
+    elif not any(name in optimizer for name in UPDATES):
+        optimizer |= fused(OPTIMIZERS.get(kind) if isinstance(kind, str) else kind, parallel)
+    wrapper["optimizer"] = optimizer
     return build_optim_wrapper(model, {"type": "OptimWrapper", **wrapper}).optimizer
 
 
@@ -81,28 +94,31 @@ def _without_type(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 @OPTIMIZERS.register_module()
 def TimmOptimizer(  # a factory with a class's name: mmengine builds it by that
-    params: Sequence[Tensor] | Sequence[Mapping[str, Any]], opt: str, lr: float, **arguments: Any
+    params: Sequence[Tensor] | Sequence[Mapping[str, Any]], opt: str, lr: float, parallel: str = "ddp", **arguments: Any
 ) -> torch.optim.Optimizer:
     """An optimizer by its timm name: ``optimizer=dict(type="TimmOptimizer", opt="muon", lr=2e-3, weight_decay=0.01)``.
 
     Args:
         params: parameters, or the groups that ``paramwise_cfg`` makes of them, one for each parameter; those with the
             same settings become one, for many small tensors are updated faster together.
-        opt: a name of ``timm.optim.list_optimizers()``.
+        opt: a name of ``timm.optim.list_optimizers()``, apex_fused_adam or apex_fused_lamb.
         lr: learning rate of groups that have none of their own.
+        parallel: run.parallel, which is not written here.
         arguments: of that optimizer.
 
     Raises:
-        ConfigError: a name or an argument that timm does not know.
+        ConfigError: a name or an argument that timm does not know, or an optimizer whose package is missing.
     """
-    check_optimizer(opt, "optim_wrapper.optimizer.opt")
     groups = _merged(params)
     first = groups[0] if isinstance(groups[0], Tensor) else groups[0]["params"][0]
+    name, further = find_optimizer(opt, "optim_wrapper.optimizer.opt", first.device, parallel)
+    if any(update in arguments for update in UPDATES):
+        further.pop("fused", None)
     if "muon" in opt and first.device.type == "cpu" and "AVX512" not in torch.backends.cpu.get_cpu_capability():
         logger.warning("%s multiplies bfloat16 matrices, which is slow on a CPU without AVX-512: "
                        "another optimizer may need less time", opt)  # fmt: skip
     try:
-        return create_optimizer_v2(groups, opt=opt, lr=lr, **arguments)
+        return create_optimizer_v2(groups, opt=name, lr=lr, **{**further, **arguments})
     except TypeError as error:
         raise ConfigError(f"optim_wrapper.optimizer: {error}") from error
 

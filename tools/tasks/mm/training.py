@@ -14,7 +14,7 @@ from elsa.core import ConfigError
 from elsa.data import divide_batch
 from elsa.data.decode import TURNED
 from elsa.data.mm.loaders import eval_loader, train_loader
-from elsa.engine import Parallel, Plan, Precision, Recipe, Runtime, Step, TrainState, fit_precision, read_options
+from elsa.engine import Parallel, Plan, Precision, Recipe, Runtime, Step, TrainState, by_apex, fit_precision, read_options
 
 from ..training import Training
 from .evaluation import Metric, build_evaluator, check_metric, evaluate
@@ -22,6 +22,8 @@ from .optim import Schedules, build_optimizer
 from .recipe import stored
 from .session import build_model, check_classes, draw_embedded, mistakes_named, prepare
 from .start import initialise
+
+APEX = "ApexOptimWrapper"
 
 
 class DenseStep(Step):
@@ -78,7 +80,7 @@ def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, trust: bool, t
     if optim.get("type") == "AmpOptimWrapper" and precision.dtype is None:
         adapted = ("no GPU: float32 instead of mixed precision", *adapted)
     with mistakes_named("optim_wrapper"):
-        optimizer = build_optimizer(model, optim)
+        optimizer = build_optimizer(model, optim, options.parallel)
     with mistakes_named("param_scheduler"):
         schedule = Schedules(optimizer, config.param_scheduler, batches.steps_per_epoch)
     in_epochs = "max_epochs" in length
@@ -143,9 +145,17 @@ def _check_batch_norm(model: nn.Module, micro: int, processes: int) -> None:
 
 
 def choose_precision(config: Config, device: torch.device) -> Precision:
-    """That of ``optim_wrapper``: AmpOptimWrapper computes in its ``dtype``, on a CPU only where that is bfloat16."""
-    optim = config.optim_wrapper
-    return fit_precision(optim.get("dtype", "float16") if optim.get("type") == "AmpOptimWrapper" else None, device)
+    """That of ``optim_wrapper``: AmpOptimWrapper computes in its ``dtype``, ApexOptimWrapper in float16; a CPU in float32
+    in place of float16, which recipes name for GPUs.
+
+    Raises:
+        ConfigError: apex is asked for, and it or a GPU is missing.
+    """
+    kind, named = config.optim_wrapper.get("type"), config.optim_wrapper.get("dtype", "float16")
+    if kind == APEX:
+        return by_apex(f"optim_wrapper.type {APEX}", device)
+    native = kind == "AmpOptimWrapper" and (named, device.type) != ("float16", "cpu")
+    return fit_precision(named if native else None, device)
 
 
 def _plain(value: Any) -> Any:
