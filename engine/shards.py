@@ -3,8 +3,8 @@
 ``shards/step-00000120`` in a run's folder holds what ``last.pt`` would after step 120, ``step-00000120-evaluated``
 beside it the same after the evaluation that follows:
 
-* ``state.pt``: its entries (see ``checkpoint``) without the divided tensors, and ``shards``, the CRC-32 of the files
-  beside it;
+* ``state.pt``: its entries (see ``checkpoint``) without the divided tensors, ``shards``, the CRC-32 of the files beside
+  it, and ``optimized``, the names of the parameters as the optimizer counts them;
 * ``shard-….safetensors``: parts of the parameters, ``state_dict.NAME`` and ``state_dict_ema.NAME``, and of the
   optimizer's state, ``optimizer.KEY.NAME``, as torch.distributed.checkpoint divides them.
 
@@ -15,8 +15,9 @@ that were evaluated are whole files as ever: ``last.safetensors`` and ``best.saf
 from __future__ import annotations
 
 import shutil
+import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from .parallel import Parallel
 from .step import TrainState
 
 FOLDER, STATE, KEPT = "shards", "state.pt", 2
-OPTIMIZER = "optimizer."
+WEIGHTS, OPTIMIZER = ("state_dict", "state_dict_ema"), "optimizer."
 BLOCK = 2**24
 
 
@@ -127,7 +128,7 @@ def _copied(value: Any) -> Any:
 def divide(content: dict[str, Any], state: TrainState) -> dict[str, Tensor]:
     """Takes the divided tensors out of the entries of a checkpoint; under the names that they have in shards."""
     tensors: dict[str, Tensor] = {}
-    for entry in ("state_dict", "state_dict_ema"):
+    for entry in WEIGHTS:
         if entry in content:
             parts = {name: tensor for name, tensor in content[entry].items() if isinstance(tensor, DTensor)}
             tensors |= {f"{entry}.{name}": tensor for name, tensor in parts.items()}
@@ -138,7 +139,7 @@ def divide(content: dict[str, Any], state: TrainState) -> dict[str, Tensor]:
         parts = {key: value for key, value in values.items() if isinstance(value, DTensor)}
         tensors |= {f"{OPTIMIZER}{key}.{names[index]}": value for key, value in parts.items()}
         kept[index] = {key: value for key, value in values.items() if key not in parts}
-    content["optimizer"] = {**content["optimizer"], "state": kept}
+    content["optimizer"], content["optimized"] = {**content["optimizer"], "state": kept}, names
     return tensors
 
 
@@ -215,7 +216,13 @@ def restore(content: dict[str, Any], state: TrainState, parallel: Parallel) -> d
     """What ``state.load_state_dict`` takes, of a whole or a sharded checkpoint, for a model however it is spread."""
     parameters = dict(state.model.named_parameters())
     names = optimized(state)
-    read = _read_shards(Path(content["shards"]), parameters, parallel.runtime) if "shards" in content else {}
+
+    def like(name: str, size: torch.Size, dtype: torch.dtype) -> Tensor:
+        if name not in parameters or parameters[name].shape != size:
+            raise CheckpointError(f"{content['shards']} has {name} of shape {tuple(size)}, which this model has not")
+        return torch.zeros_like(parameters[name].detach(), dtype=dtype)
+
+    read = _read_shards(Path(content["shards"]), like, parallel.runtime) if "shards" in content else {}
 
     def fit(tensors: Mapping[str, Any], like: Mapping[str, Tensor]) -> dict[str, Any]:
         return {
@@ -223,15 +230,39 @@ def restore(content: dict[str, Any], state: TrainState, parallel: Parallel) -> d
             for name, value in tensors.items()
         }
 
-    for entry in ("state_dict", "state_dict_ema"):
+    for entry in WEIGHTS:
         if entry in content:
-            content = {**content, entry: fit(content[entry], parameters) | read.get(entry, {})}
-    moments = {kind: values for kind, values in read.items() if kind.startswith(OPTIMIZER)}
-    states = {}
-    for index, values in content["optimizer"]["state"].items():
-        of_shards = {kind.removeprefix(OPTIMIZER): found[names[index]] for kind, found in moments.items()
-                     if names[index] in found}  # fmt: skip
-        states[index] = fit(values, dict.fromkeys(values, parameters[names[index]])) | of_shards
+            content = {**content, entry: fit(content[entry], parameters)}
+    states = {
+        index: fit(values, dict.fromkeys(values, parameters[names[index]]))
+        for index, values in content["optimizer"]["state"].items()
+    }
+    return _completed({**content, "optimizer": {**content["optimizer"], "state": states}}, read, names)
+
+
+def assemble(path: Path) -> dict[str, Any]:
+    """What ``last.pt`` would hold, of a sharded checkpoint, in this process's memory.
+
+    Raises:
+        CheckpointError: absent, damaged, or another file.
+    """
+    alone = Runtime(0, 1, torch.device("cpu"))
+    content = read_state(path, alone)
+    read = _read_shards(path, lambda name, size, dtype: torch.zeros(size, dtype=dtype), alone)
+    whole = _completed(content, read, content["optimized"])
+    return {name: value for name, value in whole.items() if name not in ("shards", "optimized")}
+
+
+def _completed(content: dict[str, Any], read: Mapping[str, Mapping[str, Tensor]], names: list[str]) -> dict[str, Any]:
+    """The entries of a checkpoint with what was read of shards."""
+    for entry in WEIGHTS:
+        if entry in content:
+            content = {**content, entry: {**content[entry], **read.get(entry, {})}}
+    moments = {kind.removeprefix(OPTIMIZER): found for kind, found in read.items() if kind.startswith(OPTIMIZER)}
+    states = {
+        index: {**values, **{key: found[names[index]] for key, found in moments.items() if names[index] in found}}
+        for index, values in content["optimizer"]["state"].items()
+    }
     return {**content, "optimizer": {**content["optimizer"], "state": states}}
 
 
@@ -239,8 +270,10 @@ def _is_like(value: Any, parameter: Tensor | None) -> bool:
     return isinstance(value, Tensor) and parameter is not None and value.shape == parameter.shape
 
 
-def _read_shards(path: Path, parameters: Mapping[str, Tensor], runtime: Runtime) -> dict[str, dict[str, Tensor]]:
-    """{entry: {name of a parameter: what the shards hold of it}}, each spread as the parameter is."""
+def _read_shards(
+    path: Path, like: Callable[[str, torch.Size, torch.dtype], Tensor], runtime: Runtime
+) -> dict[str, dict[str, Tensor]]:
+    """{entry: {name of a parameter: what the shards hold of it}}, each in a tensor that ``like`` makes."""
     reader = HuggingFaceStorageReader(str(path))
     found: dict[str, dict[str, Tensor]] = {}
     tensors: dict[str, Tensor] = {}
@@ -250,11 +283,10 @@ def _read_shards(path: Path, parameters: Mapping[str, Tensor], runtime: Runtime)
         if kind == OPTIMIZER.rstrip("."):
             value, _, name = name.partition(".")
             kind = f"{OPTIMIZER}{value}"
-        if name not in parameters or parameters[name].shape != saved.size:
-            raise CheckpointError(f"{path} has {key} of shape {tuple(saved.size)}, which this model has not")
-        tensors[key] = torch.zeros_like(parameters[name].detach(), dtype=saved.properties.dtype)
-        found.setdefault(kind, {})[name] = tensors[key]
-    dcp.load(tensors, storage_reader=reader, process_group=runtime.control, no_dist=runtime.world_size == 1)
+        found.setdefault(kind, {})[name] = tensors[key] = like(name, saved.size, saved.properties.dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*load in a single process")  # it is meant
+        dcp.load(tensors, storage_reader=reader, process_group=runtime.control, no_dist=runtime.world_size == 1)
     return found
 
 

@@ -2,13 +2,16 @@
 
 What a killed process leaves is noticed by its peers at once (``distributed``). One that is silent is not: the others
 wait for it. So each process says every few seconds that it lives, and how far it is; where nothing goes on for
-``minutes``, it is told which one is to blame, and the run ends, to be begun again from its last checkpoint.
+``minutes``, it is told which one is to blame, and the run ends, to be begun again from its last checkpoint. Where the
+launcher is gone, which would do so, the processes save and end.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import signal
 import sys
 import threading
 import time
@@ -16,6 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+
+LOOK = 15.0  # seconds in which whoever lives leaves a sign, however busy its machine
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Watchdog(threading.Thread):
         self.beats, self.begun, self.pulses, self.doing = 0, 0, 0, ""
         self.advice: Callable[[], str] = lambda: ""
         self.ended = threading.Event()
+        self.launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
     def note(self, doing: str) -> None:
         """The process begins something that all do in the same order."""
@@ -65,11 +71,19 @@ class Watchdog(threading.Thread):
     def run(self) -> None:
         before, since = (-1, -1), time.monotonic()
         while not self.ended.wait(self.every):
+            self._look_for_launcher()
             answered = self._tell()
             if (now := (self.begun, self.pulses)) != before:
                 before, since = now, time.monotonic()
             elif time.monotonic() - since > self.minutes * 60 and (blamed := self._blame(answered)):
                 self._end(blamed)
+
+    def _look_for_launcher(self) -> None:
+        """A training that nobody looks after, or could start again, saves and ends."""
+        if self.launcher is not None and os.getppid() != self.launcher:
+            self.launcher = None
+            print(f"[rank {self.rank}] torchrun is gone", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _tell(self) -> bool:
         """Leaves a sign; whether the store took it."""
@@ -97,9 +111,9 @@ class Watchdog(threading.Thread):
             return f"the store of the processes, which process 0 or its launcher holds, has not answered {span}"
         try:
             first = self._signs()
-            for _ in range(3):  # for which the others need signs, too
+            for _ in range(math.ceil(LOOK / self.every)):
                 self.ended.wait(self.every)
-                self._tell()
+                self._tell()  # the others may be looking, too
             second = self._signs()
         except RuntimeError:
             return self._blame(answered=False)

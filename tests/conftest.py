@@ -24,6 +24,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=6, help="processes that test_soak.py kills")
+    parser.addoption("--soak-seed", type=int, default=0, help="of when and which")
+
+
 @pytest.fixture(scope="session")
 def golden() -> SimpleNamespace:
     """The values computed by the authors' code (tests/golden): ``json(name)``, ``npz(name)``, ``fill_``, ``tensor``."""

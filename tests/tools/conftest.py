@@ -197,8 +197,8 @@ def signal_at(monkeypatch):
     without arguments, in none."""
     count, wanted = Trainer.count, []
 
-    def count_and_send(self, record, pace):
-        count(self, record, pace)
+    def count_and_send(self, record):
+        count(self, record)
         if wanted and self.state.step == wanted[0]:
             os.kill(os.getpid(), wanted[1])
 

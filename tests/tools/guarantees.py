@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 
 
@@ -132,6 +133,11 @@ def assert_same_run(one: Path, other: Path) -> None:
     best = [json.loads((folder / "summary.json").read_text())["best"] for folder in (one, other)]
     assert best[0] == best[1]
     assert left_over(other) == []
+
+
+def saved(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    """The weights that were evaluated, by name."""
+    return safetensors.torch.load_file(folder / f"{name}.safetensors")
 
 
 def weights(path: Path) -> torch.Tensor:

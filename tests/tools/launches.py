@@ -115,10 +115,14 @@ def die(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def freeze() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def arm(kind: str, *where: str) -> None:
     """Has this process suffer a fault.
 
-    ``kill``, ``hang``, ``stop`` (SIGTERM) and ``job`` (SIGTERM, to all loader processes too): in a step; ``blind``: the
+    ``kill``, ``hang``, ``freeze`` (SIGSTOP), ``stop`` (SIGTERM) and ``job`` (SIGTERM, to all loader processes too): in a step; ``blind``: the
     data of classification are not there; ``loss`` and ``gradient``: not finite in a step, ``losses`` and ``gradients``:
     from that step on; ``update``: the weights are not after it; ``evaluate``: killed with the second batch of an evaluation; ``write``:
     killed with half of a file written; ``rename``: killed before a file gets its name. The last part is which step,
@@ -140,7 +144,7 @@ def _in_step(kind: str, number: int) -> None:
     def counted(self, record):
         count(self, record)
         if self.state.step == number:
-            {"kill": die, "hang": hang}.get(kind, int)()
+            {"kill": die, "hang": hang, "freeze": freeze}.get(kind, int)()
 
     def agreed(self, stop, record):
         if kind == "stop" and self.state.step + 1 == number:

@@ -115,7 +115,7 @@ def test_a_finished_epoch_is_saved_before_its_evaluation(task, tool, tmp_path, m
     saved = []
 
     def evaluated(self):
-        saved.append(content(self.folder / "last.pt")["step"] == self.state.step)
+        saved.append(content(self.checkpoints.last())["step"] == self.state.step)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "evaluate_and_save", evaluated)
