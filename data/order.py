@@ -62,19 +62,39 @@ class BadImages:
         return len(self.names) > self.limit
 
 
-def divide_batch(batch: int, processes: int, accumulate: int, name: str, accumulate_name: str) -> int:
-    """Images that one process holds at a time.
+def divide_batch(
+    batch: int,
+    processes: int,
+    accumulate: int | None,
+    name: str,
+    accumulate_name: str,
+    rule: str = "",
+    pairs: bool = False,
+) -> int:
+    """Images that one process holds at a time; with ``accumulate`` None all of its share.
+
+    Args:
+        rule: the key that lets another batch be taken, for the message.
+        pairs: whether the images of a micro-batch are paired, so that their number must be even.
 
     Raises:
-        DataError: the global batch cannot be divided so; the message has the keys' names.
+        DataError: the global batch cannot be divided so; the message has the keys' names, and what does divide it.
     """
-    micro, rest = divmod(batch, processes * accumulate)
-    if rest or not micro:
-        raise DataError(
-            f"{name} {batch} is no multiple of {processes} processes × {accumulate_name} {accumulate} = "
-            f"{processes * accumulate}; the recipe's learning rate belongs to it"
-        )
-    return micro
+    parts = processes * (accumulate or 1)
+    micro, rest = divmod(batch, parts)
+    if not rest and micro and not (pairs and micro % 2):
+        return micro
+    shares = f"{processes} processes" + (f" × {accumulate_name} {accumulate} = {parts}" if accumulate else "")
+    pair = " that each hold an even number of images, to be paired" if pairs else ""
+    unit = (accumulate or 1) * (2 if pairs else 1)
+    counts = [count for count in range(1, batch // unit + 1) if batch % (count * unit) == 0]
+    near = sorted(sorted(counts, key=lambda count: abs(count - processes))[:6])
+    cure = f"it can be divided among {', '.join(map(str, near))} processes" if near else "it is too small"
+    if rule:
+        cure += f"; {rule}=linear or sqrt takes the nearest batch that can be, and rescales the learning rate"
+    raise DataError(
+        f"{name} {batch} is no multiple of {shares}{pair}; the recipe's learning rate belongs to it: {cure}"
+    )
 
 
 class TrainSampler(Sampler):

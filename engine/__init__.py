@@ -22,7 +22,7 @@ from .losses import TokenLabelLoss
 from .optim import build_optimizer, build_schedule
 from .options import Options, read_options
 from .parallel import Parallel, choose_parallel
-from .plan import Plan, Recipe
+from .plan import Batch, Plan, Recipe, divisions
 from .precision import Precision, by_apex, choose_precision, fit_precision
 from .run import RunFolder, describe_environment
 from .signals import StopRequest
@@ -33,6 +33,7 @@ __all__ = [
     "BEST",
     "LAST",
     "PREVIOUS",
+    "Batch",
     "ConfigError",
     "Evaluation",
     "Logbook",
@@ -61,6 +62,7 @@ __all__ = [
     "choose_precision",
     "describe_environment",
     "distributed",
+    "divisions",
     "dump",
     "evaluate",
     "fit_precision",

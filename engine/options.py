@@ -17,12 +17,13 @@ OPTIONS = {
     "ema_decay": "TRAIN.EMA_DECAY",
     "compile": "TRAIN.COMPILE",
     "parallel": "TRAIN.PARALLEL",
+    "lr_rule": "TRAIN.LR_RULE",
     "timeout": "TRAIN.TIMEOUT",
     "max_skipped": "TRAIN.MAX_SKIPPED",
     "tensorboard": "LOG.TENSORBOARD",
-}
     "images": "LOG.IMAGES",
     "trackers": "LOG.TRACKERS",
+}
 
 
 @dataclass(frozen=True)
@@ -33,23 +34,24 @@ class Options:
     ema_decay: float | None
     compile: bool
     parallel: str
+    lr_rule: str
     timeout: float
     max_skipped: int
     tensorboard: bool
-
-
     images: int
     trackers: tuple[str, ...]
+
+
 def read_options(read: Callable[[str, str, Any], Any]) -> Options:
     """The options that a recipe has.
 
     Args:
         read: name, key of the table and default → the recipe's value.
-    """
-    return Options(
 
     Raises:
         ConfigError: one that would have no effect, or whose package is missing.
+    """
+    options = Options(
         **{one.name: read(one.name, OPTIONS[one.name], SCHEMA[OPTIONS[one.name]].default) for one in fields(Options)}
     )
     if options.images and not options.tensorboard:

@@ -22,7 +22,7 @@ class Key:
         choices: the allowed values.
         kind: the type, where the default is None.
         of: the type of the items of a tuple.
-        nullable: whether null is allowed, for none.
+        nullable: whether null is allowed; null: what it stands for.
         empty: whether a string may be empty, for none.
         may_change: whether a resumed run may have another value.
     """
@@ -38,6 +38,7 @@ class Key:
     kind: type | None = None
     of: type = float
     nullable: bool = False
+    null: str = "none"
     empty: bool = False
     may_change: bool = False
 
@@ -76,7 +77,7 @@ class Key:
 
     def none(self) -> str:
         """What to write for none, where that is allowed."""
-        return "null for none" if self.nullable else "'' for none" if self.empty else ""
+        return f"null for {self.null}" if self.nullable else "'' for none" if self.empty else ""
 
     def describe(self) -> str:
         limits = f" [{', '.join(map(str, self.choices))}]" if self.choices else ""
@@ -148,7 +149,10 @@ SCHEMA: dict[str, Key] = {
     "TRAIN.EPOCHS": Key(300, "epochs of the schedule, warm-up included", low=1, high=10**6),
     "TRAIN.COOLDOWN_EPOCHS": Key(10, "further epochs at TRAIN.MIN_LR", low=0, high=10**6),
     "TRAIN.WARMUP_EPOCHS": Key(20, "epochs of linear warm-up from TRAIN.WARMUP_LR", low=0, high=10**6),
-    "TRAIN.LR": Key(1e-3, "learning rate for DATA.BATCH; never rescaled", above=0.0, high=100.0),
+    "TRAIN.LR": Key(1e-3, "learning rate for DATA.BATCH; never rescaled, but see TRAIN.LR_RULE", above=0.0, high=100.0),
+    "TRAIN.LR_RULE": Key("none", "where DATA.BATCH cannot be divided among the processes: none refuses; linear and sqrt "
+                         "take the nearest batch that can be, and scale the learning rates by its ratio or the root",
+                         choices=("none", "linear", "sqrt")),
     "TRAIN.WARMUP_LR": Key(1e-6, "learning rate at the start of warm-up", low=0.0, high=100.0),
     "TRAIN.MIN_LR": Key(1e-5, "learning rate at the end of the schedule", low=0.0, high=100.0),
     "TRAIN.SCHEDULE": Key("cosine", "shape of the schedule (timm)", choices=("cosine", "linear", "constant")),
@@ -161,7 +165,8 @@ SCHEMA: dict[str, Key] = {
     "TRAIN.NO_DECAY": Key((), "patterns of further exempt parameters, e.g. ['*.rb', '*.ghost_head']", of=str),
     "TRAIN.LAYER_DECAY": Key(None, "layer-wise learning-rate decay", low=0.1, high=1.0, **_OR_NULL),
     "TRAIN.CLIP_GRAD": Key(5.0, "largest gradient norm", low=1e-6, **_OR_NULL),
-    "TRAIN.ACCUM": Key(1, "micro-batches per optimizer step", low=1, high=10**6, may_change=True),
+    "TRAIN.ACCUM": Key(None, "micro-batches per optimizer step", kind=int, low=1, high=10**6, may_change=True,
+                       nullable=True, null="the fewest whose memory, as estimated, a GPU has; 1 on a CPU"),
     "TRAIN.EMA_DECAY": Key(None, "decay of the weights' moving average", low=0.5, below=1.0, **_AVERAGE),
     "TRAIN.SEED": Key(0, "of everything random; same seed, same run on a CPU", low=0, high=2**31 - 1),
     "TRAIN.COMPILE": Key(False, "torch.compile the model", may_change=True),
@@ -210,7 +215,7 @@ def check_together(values: dict[str, Any]) -> Iterator[str]:
         yield f"AUG.AUTO_AUGMENT {values['AUG.AUTO_AUGMENT']!r} {problem}; {SCHEMA['AUG.AUTO_AUGMENT'].none()}"
     if values["TOKENS.ENABLED"] and not values["TOKENS.CLASS_WEIGHT"] + values["TOKENS.PATCH_WEIGHT"]:
         yield "TOKENS.CLASS_WEIGHT and TOKENS.PATCH_WEIGHT are both 0: nothing would be learned"
-    if values["DATA.BATCH"] % values["TRAIN.ACCUM"]:
+    if values["TRAIN.LR_RULE"] == "none" and values["DATA.BATCH"] % (values["TRAIN.ACCUM"] or 1):
         yield f"DATA.BATCH {values['DATA.BATCH']} is no multiple of TRAIN.ACCUM {values['TRAIN.ACCUM']}"
     if values["TOKENS.ENABLED"] and values["AUG.MIX_PROB"] and (values["AUG.MIXUP"] or values["AUG.CUTMIX"]):
         yield "TOKENS.ENABLED mixes tokens: AUG.MIXUP and AUG.CUTMIX must be 0"
@@ -228,6 +233,8 @@ def check_together(values: dict[str, Any]) -> Iterator[str]:
     for name in ("DATA.MEAN", "DATA.STD"):
         if len(values[name]) != values["MODEL.IN_CHANS"]:
             yield f"{name} needs one number per channel ({values['MODEL.IN_CHANS']}), got {list(values[name])}"
+    if values["LOG.IMAGES"] and not values["LOG.TENSORBOARD"]:
+        yield f"LOG.IMAGES {values['LOG.IMAGES']} has no effect unless LOG.TENSORBOARD is true"
     if values["AMP.BACKEND"] == "apex":
         if not values["AMP.ENABLED"]:
             yield "AMP.BACKEND apex has no effect unless AMP.ENABLED is true"
@@ -238,5 +245,3 @@ def check_together(values: dict[str, Any]) -> Iterator[str]:
                 yield f"AMP.BACKEND apex works without {name} {str(value).lower()} only: write native"
     if values["EVAL.WEIGHTS"] == "ema" and values["TRAIN.EMA_DECAY"] is None:
         yield "EVAL.WEIGHTS is ema, but TRAIN.EMA_DECAY is null: no average is kept"
-    if values["LOG.IMAGES"] and not values["LOG.TENSORBOARD"]:
-        yield f"LOG.IMAGES {values['LOG.IMAGES']} has no effect unless LOG.TENSORBOARD is true"

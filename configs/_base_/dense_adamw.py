@@ -4,7 +4,6 @@ optim_wrapper = dict(
     type="AmpOptimWrapper",
     dtype="float16",
     loss_scale="dynamic",
-    accumulative_counts=1,
     optimizer=dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
     paramwise_cfg=dict(custom_keys=dict(norm=dict(decay_mult=0.0))),
 )

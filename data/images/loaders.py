@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 from tqdm import tqdm
 from yacs.config import CfgNode
 
@@ -155,7 +155,8 @@ def count_images(source: Source | IterableDataset) -> int:
 def collate(samples: list[tuple]) -> Batch:
     """(image or None, class, position, what is said of bad ones) each, and token labels where there are label maps."""
     readable = [row for row in samples if row[0] is not None]
-    images = torch.stack([row[0] for row in readable]) if readable else torch.empty(0)
+    # In a loader process this fills the memory by which the batch is handed over, without a copy.
+    images = default_collate([row[0] for row in readable]) if readable else torch.empty(0)
     targets, indices = (torch.tensor([row[column] for row in readable], dtype=torch.long) for column in (1, 2))
     tokens = TokenLabels.stack([row[4] for row in readable]) if readable and len(readable[0]) > 4 else None
     return Batch(images, targets, indices, tuple(name for row in samples for name in row[3]), tokens)
@@ -200,7 +201,7 @@ def train_loader(config: CfgNode, source: Source | IterableDataset, rank: int, w
         DataError: fewer images than one global batch, a batch that cannot be divided among the processes, or label
             maps (TOKENS.LABELS) that do not belong to the images.
     """
-    data, accum = config.DATA, config.TRAIN.ACCUM
+    data, accum = config.DATA, config.TRAIN.ACCUM or 1  # a training's plan has set it
     micro = divide_batch(data.BATCH, world_size, accum, "DATA.BATCH", "TRAIN.ACCUM")
     images = count_images(source)
     if images < data.BATCH:

@@ -23,7 +23,6 @@ from elsa.data import (
     build_mix,
     build_mix_token,
     decode,
-    divide_batch,
     eval_loader,
     eval_transform,
     open_splits,
@@ -55,9 +54,13 @@ from elsa.engine import (
 from elsa.models import LoadReport, load_pretrained, read_checkpoint
 
 from .checkpoints import check_belongs, class_names, in_short
+from .classifier_plan import as_planned, batch_wish, classifier_outlook, memory_of
 from .command import find_images
+from .gallery import ClassifierGallery
 from .networks import build_model, start_from_pretrained, token_grid
+from .outlook import Outlook
 from .pictures import class_text, draw_grid, draw_predictions, told
+from .planning import settle_here
 from .training import Training, environment, parameters, train
 
 MOST_DRAWN = 100
@@ -80,14 +83,20 @@ class Classification:
     def print_config(self, recipe: Recipe) -> str:
         return dump(recipe.config, comments=True)
 
+    def build(self, recipe: Recipe, *rest: Any) -> Training:
+        return build_training(recipe, *rest)
+
     def train(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
-        train(build_training, recipe, args, runtime)
+        train(self.build, recipe, args, runtime)
 
     def evaluate(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
         evaluate_checkpoint(recipe, args, runtime)
 
     def predict(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
         classify_images(recipe.config, args, runtime)
+
+    def outlook(self, recipe: Recipe, args: argparse.Namespace) -> Outlook:
+        return classifier_outlook(recipe, args)
 
 
 def open_data(config: CfgNode, runtime: Runtime, *splits: str) -> list[Source | IterableDataset]:
@@ -99,17 +108,21 @@ def open_data(config: CfgNode, runtime: Runtime, *splits: str) -> list[Source | 
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
-def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, trust: bool) -> Training:
-    """The parts of a training as the recipe says."""
-    config, data, optim = recipe.config, recipe.config.DATA, recipe.config.TRAIN
+def build_training(recipe: Recipe, runtime: Runtime, before: Mapping[str, Any] | None, trust: bool) -> Training:
+    """The parts of a training as the recipe says; ``before``: the checkpoint that it goes on from."""
+    written = recipe.config
     options = read_options(lambda name, key, default: recipe.values[key])
-    precision = choose_precision(config, runtime.device, training=True)
-    micro = divide_batch(data.BATCH, runtime.world_size, optim.ACCUM, "DATA.BATCH", "TRAIN.ACCUM")
-    train_source, val_source = open_data(config, runtime, "train", "val")
+    precision = choose_precision(written, runtime.device, training=True)
+    wish = batch_wish(written, before)
+    wish.divisions(runtime.world_size)  # refused before anything is built
+    train_source, val_source = open_data(written, runtime, "train", "val")
+    model = build_model(written)
+    place = (runtime.device.type, precision.dtype, runtime.world_size, options.parallel)
+    settled = settle_here(wish, runtime, lambda: memory_of(written, model, *place))
+    batch, config = settled.batch, as_planned(written, settled.batch)
     batches = train_loader(config, train_source, runtime.rank, runtime.world_size)
     held_out = eval_loader(config, val_source, runtime.rank, runtime.world_size)
-    model = build_model(config)
-    if fresh:
+    if before is None:
         start_from_pretrained(model, config, train_source, trust)
     if getattr(train_source, "order_is_open", False):
         listed = in_short(train_source.classes, 5)
@@ -118,14 +131,14 @@ def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, trust: bool) -
     optimizer = build_optimizer(model, config)
     schedule, epochs = build_schedule(optimizer, config, batches.steps_per_epoch)
     plan = Plan(
-        seed=optim.SEED,
+        seed=config.TRAIN.SEED,
         device=str(runtime.device),
         precision=str(precision),
         processes=runtime.world_size,
-        global_batch=data.BATCH,
-        accumulate=optim.ACCUM,
-        micro_batch=micro,
-        lr=optim.LR,
+        global_batch=batch.size,
+        accumulate=batch.accumulate,
+        micro_batch=batch.micro,
+        lr=config.TRAIN.LR,
         train_images=batches.images,
         val_images=held_out.total,
         steps_per_epoch=batches.steps_per_epoch,
@@ -133,8 +146,11 @@ def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, trust: bool) -
         evaluate_every=config.EVAL.EVERY * batches.steps_per_epoch,
         save_every=config.LOG.SAVE_STEPS,
         log_every=options.log_every,
-        adapted=precision.slow(),
+        adapted=(*precision.slow(), *settled.adapted),
+        memory=settled.as_dict(),
+        estimate=settled.told,
     )
+    classes = getattr(train_source, "classes", [])
     return Training(
         task="classification",
         arch=config.MODEL.NAME,
@@ -144,14 +160,15 @@ def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, trust: bool) -
         precision=precision,
         batches=batches,
         plan=plan,
-        make_step=lambda wrapped, state, parallel: build_step(config, wrapped, state, parallel, precision, micro),
+        make_step=lambda wrapped, state, parallel: build_step(config, wrapped, state, parallel, precision, batch.micro),
         evaluate=lambda counted: _as_evaluation(
             evaluate(counted, held_out, held_out.total, runtime, precision, held_out.bad)
         ),
         metric="top1",
         curves=("top1", "top5"),
-        classes=getattr(train_source, "classes", []),
+        classes=classes,
         options=options,
+        gallery=ClassifierGallery(config, val_source, classes, precision) if options.images else None,
         evaluate_ema=config.EVAL.WEIGHTS != "model",
     )
 

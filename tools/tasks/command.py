@@ -17,6 +17,9 @@ from elsa.data import image_files, left_out
 from elsa.engine import Recipe, Runtime
 from elsa.models import read_checkpoint
 
+from .outlook import Outlook
+from .training import Training
+
 # Shipped recipes, beside the packages in a checkout and in an installation alike.
 CONFIGS = Path(elsa.core.__file__).resolve().parents[1] / "configs"
 TASKS = {"classification": "Classification", "detection": "Detection", "segmentation": "Segmentation"}
@@ -38,11 +41,15 @@ class Task(Protocol):
 
     def print_config(self, recipe: Recipe) -> str: ...
 
+    def build(self, recipe: Recipe, *rest: Any) -> Training: ...
+
     def train(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None: ...
 
     def evaluate(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None: ...
 
     def predict(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None: ...
+
+    def outlook(self, recipe: Recipe, args: argparse.Namespace) -> Outlook: ...
 
 
 def parser(description: str | None, checkpoint: bool) -> argparse.ArgumentParser:

@@ -17,10 +17,12 @@ from elsa.engine import Recipe, Runtime
 
 from .mm.evaluation import Metric, evaluate_checkpoint
 from .mm.pictures import ObjectDrawing, ObjectPredictions
+from .mm.planning import dense_outlook
 from .mm.prediction import predict
 from .mm.recipe import read_recipe, restore_recipe
 from .mm.training import build_training
-from .training import train
+from .outlook import Outlook
+from .training import Training, train
 
 COCO_COLUMNS = ["mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l",
                 "AR@100", "AR@300", "AR@1000", "AR_s@1000", "AR_m@1000", "AR_l@1000"]  # fmt: skip
@@ -46,9 +48,12 @@ class Detection:
     def print_config(self, recipe: Recipe) -> str:
         return recipe.text
 
-    def train(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
+    def build(self, recipe: Recipe, *rest: Any) -> Training:
         metric = Metric(curves=("mAP", "mAP_50"), known=known_numbers)
-        train(partial(build_training, task=self.name, metric=metric), recipe, args, runtime)
+        return build_training(recipe, *rest, task=self.name, metric=metric, drawing=ObjectDrawing)
+
+    def train(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
+        train(self.build, recipe, args, runtime)
 
     def evaluate(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
         evaluate_checkpoint(recipe, args, runtime, all_columns, name_numbers, ObjectDrawing)
@@ -57,6 +62,9 @@ class Detection:
         if not 0 <= args.threshold <= 1:
             raise ConfigError(f"--threshold must be between 0 and 1, got {args.threshold}")
         predict(recipe.config, args, runtime, partial(ObjectPredictions, threshold=args.threshold))
+
+    def outlook(self, recipe: Recipe, args: argparse.Namespace) -> Outlook:
+        return dense_outlook(recipe, args)
 
 
 def known_numbers(settings: Mapping[str, Any], classes: Sequence[str]) -> list[str]:

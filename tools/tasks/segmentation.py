@@ -16,9 +16,11 @@ from elsa.engine import Recipe, Runtime
 
 from .mm.evaluation import Metric, evaluate_checkpoint
 from .mm.pictures import MapDrawing, MapPredictions
+from .mm.planning import dense_outlook
 from .mm.prediction import predict
 from .mm.recipe import read_recipe, restore_recipe
 from .mm.training import build_training
+from .outlook import Outlook
 from .training import Training, train
 
 CHECKED = ("CheckedADE20KDataset", "CheckedMapsDataset")
@@ -53,15 +55,14 @@ class Segmentation:
     def print_config(self, recipe: Recipe) -> str:
         return recipe.text
 
-    def train(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
+    def build(self, recipe: Recipe, *rest: Any) -> Training:
         metric = Metric(curves=("mIoU", "aAcc", "mAcc"), known=known_numbers)
+        parts = build_training(recipe, *rest, task=self.name, metric=metric, drawing=MapDrawing)
+        check_logits(recipe.config.model)
+        return parts
 
-        def build(recipe: Recipe, *rest: Any) -> Training:
-            parts = build_training(recipe, *rest, task=self.name, metric=metric)
-            check_logits(recipe.config.model)
-            return parts
-
-        train(build, recipe, args, runtime)
+    def train(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
+        train(self.build, recipe, args, runtime)
 
     def evaluate(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
         def rename(metrics: Mapping[str, float], config: Config) -> dict[str, float | None]:
@@ -72,6 +73,9 @@ class Segmentation:
 
     def predict(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
         predict(recipe.config, args, runtime, MapPredictions)
+
+    def outlook(self, recipe: Recipe, args: argparse.Namespace) -> Outlook:
+        return dense_outlook(recipe, args)
 
 
 def check_logits(model: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from .keys import RUNNER_ONLY
 # Keys that a recipe need not have.
 ADDED = (
     *(f"run.{name}" for name in OPTIONS),
-    *("optim_wrapper.clip_grad", "train_cfg.save_steps"),
+    *("optim_wrapper.clip_grad", "optim_wrapper.accumulative_counts", "train_cfg.save_steps"),
     *("pretrained", "pretrained_ignore", "embedded"),
 )
 FREE = ("embedded", "model_args")  # sections whose keys are arguments

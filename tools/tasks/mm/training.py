@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,14 +11,17 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from elsa.core import ConfigError
-from elsa.data import divide_batch
 from elsa.data.decode import TURNED
 from elsa.data.mm.loaders import eval_loader, train_loader
 from elsa.engine import Parallel, Plan, Precision, Recipe, Runtime, Step, TrainState, by_apex, fit_precision, read_options
+from elsa.engine.parallel import blocks
 
+from ..planning import settle_here
 from ..training import Training
 from .evaluation import Metric, build_evaluator, check_metric, evaluate
+from .gallery import DenseGallery
 from .optim import Schedules, build_optimizer
+from .planning import as_planned, batch_wish, memory_of
 from .recipe import stored
 from .session import build_model, check_classes, draw_embedded, mistakes_named, prepare
 from .start import initialise
@@ -49,20 +52,38 @@ class DenseStep(Step):
         return total, {name: torch.as_tensor(value) for name, value in terms.items() if name != "loss"}
 
 
-def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, trust: bool, task: str, metric: Metric) -> Training:
-    """The parts of a training as the recipe says, for ``training.train``."""
+def build_training(
+    recipe: Recipe,
+    runtime: Runtime,
+    before: Mapping[str, Any] | None,
+    trust: bool,
+    task: str,
+    metric: Metric,
+    drawing: Callable[[Mapping[str, Any]], Any],
+) -> Training:
+    """The parts of a training as the recipe says, for ``training.train``.
+
+    Args:
+        before: the checkpoint that the run goes on from.
+        drawing: facts of the data set → what draws a picture.
+    """
     config = recipe.config
     prepare(config)
     draw_embedded(config, runtime)
-    optim, length = config.optim_wrapper, config.train_cfg
+    length = config.train_cfg
     options = read_options(lambda name, key, default: config.run.get(name, default))
-    accumulate = optim.get("accumulative_counts", 1)
-    names = ("global_batch", "optim_wrapper.accumulative_counts")
-    micro = divide_batch(config.global_batch, runtime.world_size, accumulate, *names)
+    wish = batch_wish(config, before)
+    wish.divisions(runtime.world_size)  # refused before anything is built
+    precision = choose_precision(config, runtime.device)
+    model, adapted = build_model(config, runtime)
+    device = (runtime.device.type, precision.dtype, runtime.world_size, options.parallel)
+    settled = settle_here(wish, runtime, lambda: memory_of(config, model, *device))
+    batch, (optim, param_scheduler) = settled.batch, as_planned(config, settled.batch)
+    _check_batch_norm(model, batch.micro, runtime.world_size)
     seed, place = config.randomness.seed, (runtime.rank, runtime.world_size)
     max_bad, orientation = config.run.get("max_bad", 0), config.get("image_orientation", TURNED)
     with mistakes_named("train_dataloader"):
-        division = (config.global_batch, accumulate)
+        division = (batch.size, batch.accumulate)
         batches = train_loader(config.train_dataloader, division, seed, *place, max_bad, orientation)
     with mistakes_named("val_dataloader"):
         held_out = eval_loader(config.val_dataloader, *place, orientation)
@@ -71,18 +92,15 @@ def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, trust: bool, t
     for loader in (batches.loader, held_out):
         check_classes(config, loader.dataset.metainfo["classes"])
     check_metric(config.val_evaluator, config.run.metric, metric, held_out.dataset.metainfo["classes"])
-    model, adapted = build_model(config, runtime)
-    _check_batch_norm(model, micro, runtime.world_size)
-    if fresh:
+    if before is None:
         initialise(model, config, held_out.dataset.metainfo["classes"], trust)
     model.to(runtime.device)
-    precision = choose_precision(config, runtime.device)
     if optim.get("type") == "AmpOptimWrapper" and precision.dtype is None:
         adapted = ("no GPU: float32 instead of mixed precision", *adapted)
     with mistakes_named("optim_wrapper"):
         optimizer = build_optimizer(model, optim, options.parallel)
     with mistakes_named("param_scheduler"):
-        schedule = Schedules(optimizer, config.param_scheduler, batches.steps_per_epoch)
+        schedule = Schedules(optimizer, param_scheduler, batches.steps_per_epoch)
     in_epochs = "max_epochs" in length
     unit = batches.steps_per_epoch if in_epochs else 1
     plan = Plan(
@@ -90,9 +108,9 @@ def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, trust: bool, t
         device=str(runtime.device),
         precision=str(precision),
         processes=runtime.world_size,
-        global_batch=config.global_batch,
-        accumulate=accumulate,
-        micro_batch=micro,
+        global_batch=batch.size,
+        accumulate=batch.accumulate,
+        micro_batch=batch.micro,
         lr=optim.optimizer.lr,
         train_images=batches.images,
         val_images=len(held_out.dataset),
@@ -101,15 +119,20 @@ def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, trust: bool, t
         evaluate_every=length.get("val_interval", 1) * unit,
         save_every=length.get("save_steps", 0),
         log_every=options.log_every,
-        adapted=adapted,
+        adapted=(*adapted, *settled.adapted),
+        memory=settled.as_dict(),
+        estimate=settled.told,
     )
-    meta = batches.loader.dataset.metainfo
-    facts = {name: _plain(meta[name]) for name in ("classes", "palette", "category_ids") if meta.get(name)}
 
     def make_step(wrapped: nn.Module, state: TrainState, parallel: Parallel) -> Step:
         clip = (optim.get("clip_grad") or {}).get("max_norm")
         common = dict(source=model, scaler=state.scaler, clip_grad=clip, ema=state.ema, parallel=parallel)
         return DenseStep(wrapped, state.optimizer, precision, **common)
+
+    meta = batches.loader.dataset.metainfo
+    facts = {name: _plain(meta[name]) for name in ("classes", "palette", "category_ids") if meta.get(name)}
+    gallery = DenseGallery(options.images, drawing(meta), len(held_out), orientation) if options.images else None
+    seen = gallery.note if gallery and runtime.is_main else (lambda number, found: None)
 
     return Training(
         task=task,
@@ -121,13 +144,20 @@ def build_training(recipe: Recipe, runtime: Runtime, fresh: bool, trust: bool, t
         batches=batches,
         plan=plan,
         make_step=make_step,
-        evaluate=lambda counted: evaluate(counted, held_out, evaluator, runtime, config.run.metric, max_bad),
+        evaluate=lambda counted: evaluate(counted, held_out, evaluator, runtime, config.run.metric, max_bad, seen),
         metric=config.run.metric,
         curves=metric.curves,
         classes=meta["classes"],
         meta={"meta": {"dataset_meta": facts}, "recipe": stored(config)},
         options=options,
+        gallery=gallery,
+        compiled=backbone_and_neck,
     )
+
+
+def backbone_and_neck(model: nn.Module) -> list[nn.Module]:
+    """What is compiled: the backbone's blocks, for maps of any size, and the neck. Heads depend on what is found."""
+    return [*blocks(model), *([model.neck] if getattr(model, "with_neck", False) else [])]
 
 
 def _check_batch_norm(model: nn.Module, micro: int, processes: int) -> None:
