@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import warnings
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ SPREAD = {"L;2": 85, "L;4": 17}
 BECAUSE = " cannot be read: "
 # Formats that Pillow only knows by name, or hands to another program (Ghostscript runs what is in an EPS).
 NOT_READ = frozenset(("EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "FPX", "MIC"))
+USUAL = ("JPEG", "PNG", "WEBP")  # each begins with bytes that no other format has
 File = str | Path | io.IOBase | Image.Image
 
 
@@ -91,6 +93,8 @@ def decode(file: File, mode: str = "RGB", orientation: str = TURNED) -> Image.Im
             image = _opaque(image)
             if turn is not None and is_turned != (orientation == TURNED):
                 image = image.transpose(BACK.get(turn, turn) if is_turned else turn)
+            if image.mode == mode:  # Pillow's convert would copy it
+                return image
             return image.convert(mode) if image.mode in ("1", "L", "P") else image.convert("RGB").convert(mode)
     except Exception as error:  # see read_header
         raise _unreadable(file, error) from error
@@ -143,10 +147,11 @@ def _open(file: File) -> Image.Image:
     return Image.open(file, formats=formats())  # type: ignore[arg-type]  # any binary stream
 
 
-def formats() -> list[str]:
-    """Pillow's names of the formats that are read."""
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are read, in the order in which a file is tried: the usual ones first."""
     Image.init()
-    return [name for name in Image.ID if name not in NOT_READ]
+    return (*USUAL, *(name for name in Image.ID if name not in (*USUAL, *NOT_READ)))
 
 
 def noted_orientation(image: Image.Image) -> int:

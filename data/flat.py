@@ -56,6 +56,23 @@ class Texts(Sequence[str]):
             begin = end
 
 
-def integers(values: array) -> Tensor:
-    """The numbers of an array of type "i" or "q", int32 or int64, without a copy."""
-    return torch.from_numpy(np.frombuffer(values, {"i": np.int32, "q": np.int64}[values.typecode]))
+class Integers(Sequence[int]):
+    """Whole numbers likewise. A NumPy array is looked into ten times as fast as a tensor.
+
+    Attributes:
+        array: (N,) int32 or int64.
+    """
+
+    def __init__(self, values: array | np.ndarray | Tensor) -> None:
+        if isinstance(values, array):
+            values = np.frombuffer(values, {"i": np.int32, "q": np.int64}[values.typecode])
+        self.array = values.numpy() if isinstance(values, Tensor) else values
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Integers, (torch.from_numpy(self.array),)
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: int) -> int:
+        return int(self.array[index])

@@ -82,7 +82,7 @@ def _check_folder(
         detail = f"{loose} files lie in it directly; the loaders expect {path.name}/CLASS/IMAGE" if loose else "empty"
         report.add("no class folders", path, detail)
     images = FolderImages(path, classes)
-    per_class = Counter(classes[index] for index in images.labels.tolist())
+    per_class = Counter(classes[index] for index in images.labels)
     for name in classes:
         if not per_class[name]:
             report.add("class without images", path / name)
@@ -101,7 +101,7 @@ def _check_tar(
     except DataError as error:
         report.add("tar file unreadable", path, str(error))
         return _count(report, split, [], 0)
-    places = list(zip(images.offsets.tolist(), images.sizes.tolist(), strict=True))
+    places = list(zip(images.offsets, images.sizes, strict=True))
     look_inside = partial(_look_into_tar, str(path), not fast)
     looks = survey(look_inside, places, workers, progress, f"{split} images")
     oddities = Oddities()

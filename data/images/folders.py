@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-import torch
+import numpy as np
 
 from elsa.core import DataError, logger
 
-from ..flat import Texts, integers
+from ..flat import Integers, Texts
 from ..listing import endings, files_in, folders_in, is_hidden, names_below
 from .classes import Classes, order_classes
 
@@ -27,7 +27,7 @@ class ListedFiles:
     """Image files with their labels; items are (path of the image, class index).
 
     Attributes:
-        root: the folder that names are relative to; labels: (N,) int32.
+        root: the folder that names are relative to; labels: theirs.
     """
 
     def __init__(self, root: Path, pairs: Iterable[tuple[str, int]]) -> None:
@@ -39,13 +39,13 @@ class ListedFiles:
                 yield name
 
         self.root, self.names = root, Texts(names())
-        self.labels = integers(labels)
+        self.labels = Integers(labels)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[str, int]:
-        return self.filename(index), int(self.labels[index])
+        return self.filename(index), self.labels[index]
 
     def filename(self, index: int, absolute: bool = True) -> str:
         return os.path.join(self.root, self.names[index]) if absolute else self.names[index]
@@ -93,7 +93,7 @@ class TarImages:
 
     Attributes:
         classes: names of the folders, sorted as text.
-        names, offsets, sizes: of each image, where its bytes are; labels: (N,) int32, once ``number`` was called.
+        names, offsets, sizes: of each image, where its bytes are; labels: theirs, once ``number`` was called.
 
     Raises:
         DataError: it is no tar file, or holds no images in folders.
@@ -111,13 +111,13 @@ class TarImages:
         except (OSError, tarfile.TarError, ValueError) as error:
             raise DataError(f"{path} is no tar file that can be read: {error}") from error
         names = _without_common_folder(names)
-        kept = torch.tensor([index for index, name in enumerate(names) if "/" in name], dtype=torch.long)
-        if not len(kept):
+        kept = [index for index, name in enumerate(names) if "/" in name]
+        if not kept:
             raise DataError(f"{path} has no images in class folders; expected CLASS/IMAGE in it")
         self.names = Texts(name for name in names if "/" in name)
-        self.offsets, self.sizes = integers(offsets)[kept], integers(sizes)[kept]
+        self.offsets, self.sizes = (Integers(Integers(column).array[kept]) for column in (offsets, sizes))
         self.classes = sorted({_first_folder(name) for name in self.names})
-        self.labels = torch.empty(0, dtype=torch.int32)
+        self.labels = Integers(array("i"))
 
     def number(self, classes: list[str]) -> None:
         """Gives the images the labels of these classes, and sorts them by label and name."""
@@ -125,16 +125,16 @@ class TarImages:
         labels = [indices[_first_folder(name)] for name in names]
         order = sorted(range(len(names)), key=lambda index: (labels[index], names[index]))
         self.names = Texts(names[index] for index in order)
-        self.labels = torch.tensor([labels[index] for index in order], dtype=torch.int32)
-        self.offsets, self.sizes = self.offsets[order], self.sizes[order]
+        self.labels = Integers(array("i", (labels[index] for index in order)))
+        self.offsets, self.sizes = (Integers(column.array[order]) for column in (self.offsets, self.sizes))
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[io.BytesIO, int]:
         with self.path.open("rb") as file:
-            file.seek(int(self.offsets[index]))
-            return io.BytesIO(file.read(int(self.sizes[index]))), int(self.labels[index])
+            file.seek(self.offsets[index])
+            return io.BytesIO(file.read(self.sizes[index])), self.labels[index]
 
     def filename(self, index: int, absolute: bool = True) -> str:
         name = self.names[index]
@@ -218,7 +218,7 @@ def _check_present(items: FolderImages | TarImages, classes: Classes, path: Path
         logger.info("%s", note)
     if not len(items):
         raise DataError(f"{path} has no images")
-    present = set(items.labels.unique().tolist())
+    present = set(np.unique(items.labels.array).tolist())
     if empty := [name for index, name in enumerate(classes.folders) if index not in present]:
         listing = f"{len(empty)} of {len(classes.folders)} classes have no image in {path}: {', '.join(empty[:5])}"
         if is_reference:

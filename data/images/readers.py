@@ -174,8 +174,8 @@ def _open_wds(
         name = split.partition("|")[0]
         cure = "correct its _info.json" if reader.split_info.shard_lengths else f"write {name}|{total}"
         raise DataError(f"{key} {split} says {stated} samples, its shards hold {total}: {cure}")
-    highest = int(items.labels.argmax())
-    check_label(int(items.labels[highest]), config.MODEL.NUM_CLASSES, items.filename(highest))
+    highest = int(items.labels.array.argmax())
+    check_label(items.labels[highest], config.MODEL.NUM_CLASSES, items.filename(highest))
     return items, classes
 
 

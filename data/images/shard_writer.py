@@ -82,7 +82,7 @@ class Shards:
         for part in self.keys.parts():
             digest.update(part.numpy().tobytes())
         if (labels := getattr(self.source.items, "labels", None)) is not None:
-            digest.update(labels.numpy().tobytes())
+            digest.update(labels.array.tobytes())
         return digest.hexdigest()[:16]
 
     def open(self, workers: int) -> ShardImages:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from elsa.core import DataError, logger, write_then_rename
 
-from ..flat import Texts, integers
+from ..flat import Integers, Texts
 from ..survey import silent, survey
 
 WINDOW = 32  # shards whose samples are mixed
@@ -61,7 +61,13 @@ class ShardImages:
     """
 
     def __init__(
-        self, shards: Sequence[Path], starts: Tensor, names: Texts, offsets: Tensor, sizes: Tensor, labels: Tensor
+        self,
+        shards: Sequence[Path],
+        starts: Integers,
+        names: Texts,
+        offsets: Integers,
+        sizes: Integers,
+        labels: Integers,
     ) -> None:
         self.shards, self.starts, self.names = list(shards), starts, names
         self.offsets, self.sizes, self.labels = offsets, sizes, labels
@@ -78,14 +84,14 @@ class ShardImages:
         if len(self._files) > 2 * WINDOW:
             self._files.popitem(last=False)[1].close()
         # A process that is forked shares the open file: os.pread moves no position that the others would read on from.
-        content = os.pread(file.fileno(), int(self.sizes[index]), int(self.offsets[index]))
-        return io.BytesIO(content), int(self.labels[index])
+        content = os.pread(file.fileno(), self.sizes[index], self.offsets[index])
+        return io.BytesIO(content), self.labels[index]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": OrderedDict()}
 
     def _shard_of(self, index: int) -> int:
-        return int(torch.searchsorted(self.starts, index, right=True)) - 1
+        return int(np.searchsorted(self.starts.array, index, side="right")) - 1
 
     def filename(self, index: int, absolute: bool = True) -> str:
         name = self.names[index]
@@ -99,7 +105,7 @@ class ShardImages:
         """
         parts = []
         for window in torch.randperm(len(self.shards), generator=generator).split(WINDOW):
-            members = torch.cat([torch.arange(*self.starts[shard : shard + 2].tolist()) for shard in window])
+            members = torch.cat([torch.arange(self.starts[shard], self.starts[shard + 1]) for shard in window])
             parts.append(members[torch.randperm(len(members), generator=generator)])
         return torch.cat(parts)
 
@@ -134,12 +140,13 @@ def open_shards(
         logger.warning("%d of %d samples are left out, the first: %s", len(left_out), total, left_out[0])
     if unlabelled:
         logger.info("%d of %d samples have negative labels, and are left out", unlabelled, total)
-    columns = [
-        torch.cat([integers(getattr(found, name)) for found in looks]) for name in ("offsets", "sizes", "labels")
-    ]
-    starts = torch.tensor([0, *lengths]).cumsum(0)
+    offsets, sizes, labels = (
+        Integers(np.concatenate([Integers(getattr(found, name)).array for found in looks]))
+        for name in ("offsets", "sizes", "labels")
+    )
+    starts = Integers(np.cumsum([0, *lengths]))
     names = Texts(name for found in looks for name in found.names)
-    return ShardImages(shards, starts, names, *columns), total
+    return ShardImages(shards, starts, names, offsets, sizes, labels), total
 
 
 def index_shard(path: Path, image_key: str, label_key: str) -> Samples:
@@ -224,12 +231,13 @@ def index_path(folder: Path, split: str) -> Path:
 
 def write_index(path: Path, images: ShardImages) -> None:
     """Writes what ``read_index`` reads: NumPy's arrays, without any object."""
-    columns = (images.starts, *images.names.parts(), images.offsets, images.sizes, images.labels)
+    parts = (Integers(part) for part in images.names.parts())
+    columns = (images.starts, *parts, images.offsets, images.sizes, images.labels)
     about = {"shards": np.array([shard.name for shard in images.shards]), "bytes": _bytes_of(images.shards)}
 
     def save(beside: Path) -> None:
         with beside.open("wb") as file:
-            np.savez(file, **about, **{name: column.numpy() for name, column in zip(COLUMNS, columns, strict=True)})
+            np.savez(file, **about, **{name: column.array for name, column in zip(COLUMNS, columns, strict=True)})
 
     write_then_rename(path, save)
 
@@ -252,7 +260,8 @@ def read_index(path: Path, shards: Sequence[Path]) -> ShardImages | None:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"index of shards {path} cannot be read: {error}; without it they are read through") from error
     names = Texts.of(column["names"], column["ends"])
-    return ShardImages(shards, column["starts"], names, *(column[name] for name in COLUMNS[3:]))
+    offsets, sizes, labels = (Integers(column[name]) for name in COLUMNS[3:])
+    return ShardImages(shards, Integers(column["starts"]), names, offsets, sizes, labels)
 
 
 def _bytes_of(shards: Sequence[Path]) -> np.ndarray:

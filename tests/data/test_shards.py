@@ -12,7 +12,7 @@ from PIL import Image
 
 from elsa.core import logger
 from elsa.data import DataError, eval_loader, open_splits, train_loader
-from elsa.data.flat import Texts
+from elsa.data.flat import Integers, Texts
 from elsa.data.images import shards as shards_module
 from elsa.data.images.shards import ShardImages, index_path, open_shards, read_index, write_index
 
@@ -129,8 +129,8 @@ def test_few_files_are_open_at_a_time(write, monkeypatch):
 def test_the_order_reads_a_window_of_shards_at_a_time():
     """Ten times 32 shards of 5 samples: every run of 160 positions is of 32 shards, which and how differs by seed."""
     shards = 320
-    starts = torch.arange(0, 5 * shards + 1, 5)
-    column = torch.zeros(5 * shards, dtype=torch.int64)
+    starts = Integers(torch.arange(0, 5 * shards + 1, 5))
+    column = Integers(torch.zeros(5 * shards, dtype=torch.int64))
     images = ShardImages([None] * shards, starts, Texts([]), column, column, column)
     one, other = (images.order(torch.Generator().manual_seed(seed)) for seed in range(2))
     for order in (one, other):

@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 from torch.utils.data import IterableDataset
 
 from elsa.core import ConfigError, DataError, Progress, logger, make_folder, sweep, write_json
@@ -85,7 +86,7 @@ def _conclude(args: argparse.Namespace, planned: list[Shards], classes: list[str
         splits[shards.split] = {
             "name": shards.split,
             "filenames": [path.name for path in written.shards],
-            "shard_lengths": written.starts.diff().tolist(),
+            "shard_lengths": np.diff(written.starts.array).tolist(),
             "num_samples": len(written),
         }
         left_out = len(shards.order) - len(written)
