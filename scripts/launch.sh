@@ -73,7 +73,7 @@ launch() {
     --nproc-per-node="$gpus"
     --max-restarts="$restarts"         # after a process has died, from the last save
     --shutdown-timeout="$patience"     # seconds that a save may take after a signal
-    --log-dir="$(output "$@")/logs/$(hostname -s)-$(date +%Y%m%d-%H%M%S)"
+    --log-dir="$(output "$@")/logs/${HOSTNAME%%.*}-$(date +%Y%m%d-%H%M%S)"
     --tee=3 --log-line-prefix-template='[rank ${rank}] '
   )
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -7,8 +7,8 @@ import importlib.util
 import json
 import os
 import signal
-import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -126,19 +126,24 @@ def test_a_job_that_is_told_to_save_is_requeued_and_goes_on(tool, config, tmp_pa
     try:
         wait_until((run / "last.pt").exists)
         assert not (run / "summary.json").exists()
-        for task in subprocess.run(["pgrep", "-P", str(job)], capture_output=True, text=True).stdout.split():
-            os.kill(int(task), signal.SIGUSR2)
+        for task in tasks(job):
+            os.kill(task, signal.SIGUSR2)
         os.waitpid(job, 0)
         log = Path(outcome.out.split("tail -F ")[1].splitlines()[0]).read_text()
         assert "stopped after step" in log and "resumed after step" in log, log
         assert json.loads((run / "summary.json").read_text())["iterations"] == 120
         assert len(json.loads((run / "environment.json").read_text())) == 2
     finally:
-        for pid in [job, *map(int, subprocess.run(["pgrep", "-P", str(job)], capture_output=True).stdout.split())]:
-            try:
+        for pid in [*tasks(job), job]:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+
+
+def tasks(job: int) -> list[int]:
+    """Processes that the job's own has started."""
+    with suppress(FileNotFoundError):
+        return [int(pid) for pid in Path(f"/proc/{job}/task/{job}/children").read_text().split()]
+    return []
 
 
 def wait_until(condition) -> None:
