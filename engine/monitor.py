@@ -11,7 +11,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
-from elsa.core import logger, seed_everything
+from elsa.core import TrainingError, UserError, logger, seed_everything
 
 from .distributed import Runtime
 from .logbook import Logbook, peak_memory_gb
@@ -113,9 +113,9 @@ class Monitor:
     def _look(self, step: Step, micro_batches: Sequence[Any]) -> None:
         self.step = step
         if self.flops is None:
-            self.flops = count_flops(step, micro_batches[0])
+            self.flops = _counted(step, micro_batches[0])
             self.reducer = next((m for m in step.model.modules() if isinstance(m, DistributedDataParallel)), None)
-            if self.runtime.is_main:
+            if self.runtime.is_main and self.flops:
                 self.peak = peak(self.runtime.device, self.plan.precision)
                 logger.info(
                     "a step computes %.4g GFLOP an image (3 forward passes); utilisation is of %.4g TFLOP/s, %s",
@@ -227,13 +227,13 @@ class Monitor:
         """A line for people."""
         terms = " ".join(f"{name.removeprefix('loss_')} {numbers[name]:.3f}" for name in losses if name != "loss")
         several = self.runtime.world_size > 1
-        each = f" ({numbers['images_per_s_per_gpu']:.3g} each)" if several else ""
+        each = f" ({_short(numbers['images_per_s_per_gpu'])} each)" if several else ""
         shares = f"data wait {numbers['data_wait']:.0%}" + (f" comm {numbers['communication']:.0%}" if several else "")
         lost = f"skipped {numbers['skipped']} " if numbers["skipped"] else ""
         used = f"MFU {100 * numbers['mfu']:.2g}% " if "mfu" in numbers else ""
         return (
             f"loss {numbers['loss']:.4f} {f'({terms}) ' if terms else ''}lr {numbers['lr']:.2e} "
-            f"grad {numbers['grad_norm']:.3g} {numbers['images_per_s']:.3g} img/s{each} {used}{shares} {lost}"
+            f"grad {numbers['grad_norm']:.3g} {_short(numbers['images_per_s'])} img/s{each} {used}{shares} {lost}"
             f"{numbers['memory_gb']:.1f} GB ETA {self.logbook.eta(self.state.step)}"
         )
 
@@ -252,6 +252,22 @@ class Monitor:
             "tools/benchmark.py data CONFIG measures how many are needed",
             100 * waited / whole, name, self.recipe.get(name, 0),
         )  # fmt: skip
+
+
+def _short(pace: float) -> str:
+    return f"{pace:.3g}" if pace < 1000 else f"{pace:.0f}"
+
+
+def _counted(step: Step, batch: Any) -> float:
+    """Operations of a step for each image; 0, with the reason told, where they cannot be counted."""
+    try:
+        return count_flops(step, batch)
+    except (UserError, TrainingError):  # the step would end with it, too
+        raise
+    except Exception as error:  # memory for a second model, or a model that cannot be copied: training needs neither
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        logger.warning("log lines have no MFU, as operations cannot be counted: %.200s", reason)
+        return 0.0
 
 
 def _memory(device: torch.device) -> dict[str, float]:

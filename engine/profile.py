@@ -64,22 +64,26 @@ class Profile:
             logger.warning("--profile: this launch ended before step %d", self.first)
 
     def write(self, profiler: profile) -> None:
-        """Writes the files.
+        """Writes the files; where that cannot be done, training goes on without them."""
+        try:
+            names = self._write(profiler)
+        except (OSError, ConfigError) as error:
+            logger.warning("the profile cannot be written: %s", error)
+        else:
+            last = min(self.step, self.last)
+            logger.info("profile of steps %d to %d in %s: %s", self.first, last, self.folder, names)
 
-        Raises:
-            ConfigError: the folder cannot be made. OSError: they cannot be written.
-        """
+    def _write(self, profiler: profile) -> str:
         make_folder(self.folder)
         write_then_rename(self.folder / f"{self.name}.pt.trace.json.gz", lambda beside: _write_trace(profiler, beside))
         by = "self_cuda_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
         table = profiler.key_averages().table(sort_by=by, row_limit=ROWS, max_name_column_width=60)
         write_text(self.folder / f"{self.name}.operators.txt", table)
-        names = "trace (chrome://tracing, ui.perfetto.dev, TensorBoard) and operators"
-        if self.device.type == "cuda":
-            memory = self.folder / f"{self.name}.memory.pickle"
-            write_then_rename(memory, lambda beside: torch.cuda.memory._dump_snapshot(str(beside)))
-            names += ", memory (pytorch.org/memory_viz)"
-        logger.info("profile of steps %d to %d in %s: %s", self.first, min(self.step, self.last), self.folder, names)
+        if self.device.type != "cuda":
+            return "trace and operators"
+        memory = self.folder / f"{self.name}.memory.pickle"
+        write_then_rename(memory, lambda beside: torch.cuda.memory._dump_snapshot(str(beside)))
+        return "trace, operators and memory"
 
 
 def _write_trace(profiler: profile, path: Path) -> None:

@@ -141,6 +141,19 @@ def test_counting_operations_leaves_the_training_alone():
     assert step.source.training and all(parameter.grad is None for parameter in step.source.parameters())
 
 
+def test_operations_that_cannot_be_counted_are_left_out_with_the_reason(clock, tmp_path, caplog, monkeypatch):
+    def fail(step, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more")
+
+    monkeypatch.setattr(monitor, "count_flops", fail)
+    with caplog.at_level(logging.WARNING):
+        _, (line,) = run(clock, tmp_path, *problem())
+    assert "mfu" not in line and line["images_per_s"] == pytest.approx(2.0)
+    assert [record.getMessage() for record in caplog.records] == [
+        "log lines have no MFU, as operations cannot be counted: CUDA out of memory. Tried to allocate 2 GiB"
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "expected"),
     [

@@ -6,11 +6,16 @@ import gzip
 import json
 import sys
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from guarantees import assert_same_run, records
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from elsa.engine import Precision, TokenLabelStep, TrainStep, load_config
+from elsa.tools.tasks.gallery import ClassifierGallery
 
 FIRST = {"classification": [1, 7, 13], "detection": [1, 5], "segmentation": [1, 5]}  # after the start, each evaluation
 EVALUATED = {"classification": [6, 12, 18], "detection": [4, 8], "segmentation": [4, 6]}
@@ -113,3 +118,52 @@ def test_what_would_show_nothing_is_refused(refused, tool, config, tmp_path, arg
 def test_the_same_of_detectors(refused, tool, detector, tmp_path, override, parts):
     refused(tool("train", detector, "--output", tmp_path / "run", "--set", override), *parts)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_is_shown_as_the_model_gets_it(tool, config, monkeypatch, tmp_path):
+    """Mixed with the step's own random numbers."""
+    shown, given = [], []
+    mixed, call = ClassifierGallery._mixed, TrainStep.loss
+
+    def note_mixed(self, step, batch):
+        images, texts = mixed(self, step, batch)
+        shown.append(images)
+        assert all(text.endswith("%)") for text in texts)
+        return images, texts
+
+    def note_given(self, batch):
+        hook = self.source.register_forward_pre_hook(lambda module, arguments: given.append(arguments[0].clone()))
+        loss = call(self, batch)
+        hook.remove()
+        return loss
+
+    monkeypatch.setattr(ClassifierGallery, "_mixed", note_mixed)
+    monkeypatch.setattr(TrainStep, "loss", note_given)
+    text = config.read_text().replace("TENSORBOARD: false", "IMAGES: 4").replace("EPOCHS: 3", "EPOCHS: 2")
+    config.write_text(text)
+    assert tool("train", config, "--output", tmp_path / "run").code == 0
+    del given[0]  # its operations were counted
+    assert len(given) == 12 and len(shown) == 2
+    assert torch.equal(shown[0], given[0]) and torch.equal(shown[1], given[6])
+
+
+def test_pixels_are_those_of_the_image(root):
+    config = load_config(root / "configs/classification/elsa_swin_tiny.yaml", ["LOG.IMAGES=1"])
+    gallery = ClassifierGallery(config, [], ["a"], Precision("cpu", None))
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    mean, std = np.array(config.DATA.MEAN), np.array(config.DATA.STD)
+    normalised = torch.from_numpy((pixels / 255 - mean) / std).permute(2, 0, 1)
+    assert np.array_equal(np.asarray(gallery._pixels(normalised)), pixels)
+
+
+def test_mix_token_shows_what_the_exchanged_tokens_are_made_of(root):
+    config = load_config(root / "configs/classification/elsa_swin_tiny.yaml", ["LOG.IMAGES=2"])
+    gallery = ClassifierGallery(config, [], ["cat", "dog"], Precision("cpu", None))
+    step = TokenLabelStep.__new__(TokenLabelStep)
+    step.draw_box, step.source = lambda: torch.tensor([0, 1, 1, 2]), SimpleNamespace(token_stride=4)
+    images = torch.stack([torch.zeros(3, 8, 8), torch.ones(3, 8, 8)])
+    batch = SimpleNamespace(images=images, targets=torch.tensor([0, 1]))
+    images, texts = gallery._mixed(step, batch)
+    assert texts == ["cat\ndog in the box", "dog\ncat in the box"]
+    assert images[0, 0].tolist() == [[0.0] * 4 + [1.0] * 4] * 4 + [[0.0] * 8] * 4
+    assert torch.equal(images[1], 1 - images[0])
