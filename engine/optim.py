@@ -100,9 +100,9 @@ def fused(kind: Callable[..., Any], parallel: str) -> dict[str, Any]:
     Args:
         kind: its class. parallel: TRAIN.PARALLEL; divided parameters have it for Adam and AdamW alone.
     """
-    can = isinstance(kind, type) and "fused" in inspect.signature(kind).parameters
-    adam = can and issubclass(kind, torch.optim.Adam)
-    return {"fused": True} if can and (adam or parallel == "ddp") else {}
+    if not isinstance(kind, type) or "fused" not in inspect.signature(kind).parameters:
+        return {}
+    return {"fused": True} if parallel == "ddp" or issubclass(kind, torch.optim.Adam) else {}
 
 
 class TimmSchedule:

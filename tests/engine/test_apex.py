@@ -106,7 +106,7 @@ def without(*names: str, **changed: str) -> dict[str, str]:
 
 SHAPES = {
     "none": ({}, r"\(not installed\)"),
-    "another": ({"apex/__init__.py": "import pyramid"}, 
+    "another": ({"apex/__init__.py": "import pyramid"},
                 r"\(what is installed in .*/site/apex is another package of that name\)"),
     "another module": ({"apex.py": ""}, r"\(what is installed in .*/apex.py is another package of that name\)"),
     "no extension": (without("amp_C.py"), r"\(installed without its CUDA extensions: there is no amp_C\)"),

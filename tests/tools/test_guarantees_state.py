@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import signal
@@ -15,7 +16,7 @@ from guarantees import Case, assert_same_run, content, payload, records, same, w
 
 from elsa.core import CheckpointError
 from elsa.core.archive import read_archive
-from elsa.engine import Step
+from elsa.engine import Step, precision
 
 
 def flip(path: Path, position: int) -> None:
@@ -165,6 +166,25 @@ def test_bfloat16_on_a_cpu_learns_as_float32_does(task, whole, tool, launch, tmp
     assert torch.cosine_similarity(end - start, half - start, dim=0) > 0.8
     state = content(tmp_path / "half" / "last.pt")["state_dict"].values()
     assert {tensor.dtype for tensor in state if tensor.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.parametrize("task", ["classification"], indirect=True)  # others: on GPUs alone
+def test_float16_on_a_cpu_finds_its_scale_and_goes_on_bit_for_bit(task, whole, tool, tmp_path, signal_at, monkeypatch):
+    """From a scale that is too large, and interrupted while it is looked for. The first loss is near that of float32."""
+    monkeypatch.setattr(precision, "LossScaler", functools.partial(precision.LossScaler, init_scale=2.0**24))
+    half = ("train", task.recipe, *task.set(save=2), "AMP.ENABLED=true", "AMP.DTYPE=float16", "--output")
+    outcome = tool(*half, tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    assert "float16 on a CPU is many times slower than float32" in outcome.err
+    end = content(tmp_path / "run" / "last.pt")
+    assert end["scaler"]["scale"] == 2.0 ** (24 - end["skipped"])
+    assert outcome.err.count("which is how the loss scale is found") == end["skipped"] > 0
+    told = [records(folder, "train")[0]["loss"] for folder in (tmp_path / "run", whole)]
+    assert told[0] == pytest.approx(told[1], rel=0.02)
+    for step in (1, 4, None):
+        signal_at(*([step, signal.SIGTERM] if step else []))
+        assert tool(*half, tmp_path / "parts", "--resume", "auto").code == 0
+    assert_same_run(tmp_path / "run", tmp_path / "parts")
 
 
 def test_gradients_are_clipped_and_their_norm_is_told(task, tool, tmp_path, monkeypatch):
