@@ -89,6 +89,15 @@ def test_a_line_tells_where_the_time_went_and_what_was_made_of_it(clock, tmp_pat
     assert "lr_groups" not in line
 
 
+def test_skipped_steps_and_the_loss_scale_are_told(clock, tmp_path, caplog):
+    step, batch, state = problem()
+    step.loss_scale, state.skipped = lambda: 1024.0, 2
+    with caplog.at_level(logging.INFO):
+        _, (line,) = run(clock, tmp_path, step, batch, state)
+    assert (line["skipped"], line["loss_scale"]) == (2, 1024.0)
+    assert " skipped 2 " in caplog.records[-1].getMessage()
+
+
 def test_time_goes_on_where_an_earlier_launch_ended(clock, tmp_path):
     run(clock, tmp_path, *problem())
     clock.now += 1000
