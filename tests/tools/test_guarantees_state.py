@@ -170,7 +170,7 @@ def test_bfloat16_on_a_cpu_learns_as_float32_does(task, whole, tool, launch, tmp
 
 @pytest.mark.parametrize("task", ["classification"], indirect=True)  # others: on GPUs alone
 def test_float16_on_a_cpu_finds_its_scale_and_goes_on_bit_for_bit(task, whole, tool, tmp_path, signal_at, monkeypatch):
-    """From a scale that is too large, and interrupted while it is looked for. The first loss is near that of float32."""
+    """From a scale that is too large, interrupted while it is looked for. The first loss is near that of float32."""
     monkeypatch.setattr(precision, "LossScaler", functools.partial(precision.LossScaler, init_scale=2.0**24))
     half = ("train", task.recipe, *task.set(save=2), "AMP.ENABLED=true", "AMP.DTYPE=float16", "--output")
     outcome = tool(*half, tmp_path / "run")
