@@ -88,13 +88,13 @@ def test_a_host_that_is_lost_and_comes_back_changes_nothing(hosts, root, config,
     steps = ["--set", "TRAIN.EPOCHS=8", "LOG.SAVE_STEPS=2"]
     arguments = (str(config), "--output", str(run), "--overwrite", *steps)
     one, _ = (host.launch(root, tmp_path, *arguments) for host in hosts)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (run / "last.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     second.lose()
     assert not (run / "summary.json").exists()
     again = second.launch(root, tmp_path, *arguments)
-    codes = [one.wait(180), again.wait(60)]
+    codes = [one.wait(300), again.wait(60)]
     said = (tmp_path / "said.wire1.0").read_text() + (tmp_path / "said.wire2.1").read_text()
     assert codes == [0, 0], said
     assert "resumed after step" in said
