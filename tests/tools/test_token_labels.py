@@ -193,8 +193,8 @@ def test_training_with_label_maps_resumes_bit_for_bit(tool, volo, labels, tmp_pa
     assert tool("train", volo, "--output", tmp_path / "whole").code == 0
     count = Trainer.count
 
-    def count_and_interrupt(self, record, pace):
-        count(self, record, pace)
+    def count_and_interrupt(self, record):
+        count(self, record)
         if self.state.step == 3:
             signal.raise_signal(signal.SIGTERM)
 

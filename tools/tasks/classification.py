@@ -56,12 +56,13 @@ from elsa.models import LoadReport, load_pretrained, read_checkpoint
 from .checkpoints import check_belongs, class_names, in_short
 from .classifier_plan import as_planned, batch_wish, classifier_outlook, memory_of
 from .command import find_images
+from .conclusion import parameters
 from .gallery import ClassifierGallery
 from .networks import build_model, start_from_pretrained, token_grid
 from .outlook import Outlook
 from .pictures import class_text, draw_grid, draw_predictions, told
 from .planning import settle_here
-from .training import Training, environment, parameters, train
+from .training import Training, environment, train
 
 MOST_DRAWN = 100
 

@@ -13,10 +13,10 @@ from yacs.config import CfgNode
 from elsa.engine import Batch, Recipe, build_optimizer
 from elsa.engine.memory import IMAGES, Memory
 
+from .conclusion import parameters
 from .networks import create_network
 from .outlook import PRECISIONS, Outlook
 from .planning import ALIKE, Wish, estimated
-from .training import parameters
 
 CLASSES, IMAGES_OF_IMAGENET = 1000, 1_281_167  # of ImageNet-1K
 NAMES = ("DATA.BATCH", "TRAIN.ACCUM", "TRAIN.LR_RULE")

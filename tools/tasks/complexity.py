@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from elsa.engine import load_config
 
+from .conclusion import parameters
 from .networks import create_network
-from .training import parameters
 
 # Millions of parameters and billions of multiply-adds. Parameters: the READMEs of ELSA and VOLO, Swin's paper.
 # Multiply-adds: Swin's paper, and for VOLO timm's model cards, but D5 at 512 its paper. None: not published.

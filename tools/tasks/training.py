@@ -13,7 +13,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from elsa.core import ConfigError, logger, write_json
+from elsa.core import ConfigError, logger
 from elsa.data import TrainLoader
 from elsa.engine import (
     Evaluation,
@@ -33,8 +33,6 @@ from elsa.engine import (
     TrainStep,
     choose_parallel,
     describe_environment,
-    peak_memory_gb,
-    read_log,
 )
 from elsa.engine.checkpoint import FORMAT, WholeCheckpoints
 from elsa.engine.compiling import check_compiler, compile_errors, compile_parts, parts_to_compile
@@ -43,11 +41,8 @@ from elsa.engine.shards import ShardedCheckpoints
 from elsa.engine.trackers import open_trackers
 from elsa.kernels import backend_info
 
+from .conclusion import conclude, parameters
 from .gallery import Gallery
-from .pictures import draw_curves
-
-# Beginnings of names in a recipe of detection or segmentation that say where data and pictures come from.
-NO_HYPER_PARAMETERS = ("custom_imports", "train_dataloader", "val_", "test_", "tta_", "visualizer")
 
 
 @dataclass
@@ -105,57 +100,71 @@ def train(
     with RunFolder(args.output, runtime, args.resume, args.overwrite).claimed() as folder:
         content = folder.find(recipe)
         training = build(recipe, runtime, content, args.trust_checkpoint)
-        model, options = training.model, training.options
-        parallel = choose_parallel(options.parallel, runtime)
-        average = None if options.ema_decay is None else ModelEmaV3(model, decay=options.ema_decay, foreach=not parallel.divides)
-        spread = parallel.spread(model, training.optimizer, average and average.module)
-        state = TrainState(
-            model=model,
-            optimizer=training.optimizer,
-            scaler=training.precision.grad_scaler(model, training.optimizer),
-            ema=average,
-            schedule=training.schedule,
-        )
+        parallel = choose_parallel(training.options.parallel, runtime)
+        state, spread = _state(training, parallel)
         if content is not None:
             folder.check_data(content, training.data)
             folder.restore(state, content, parallel)
-        where = f"is --output {args.output} on a disk that all share?"
-        runtime.check_same({"the step to go on from": state.step}, where)
-        facts = {**training.data, "validation images": training.plan.val_images}
-        runtime.check_same({f"training data, {name}": value for name, value in facts.items()}, "is the data the same?")
+        _check_same(training, state, args.output, runtime)
         profile = _profile(args, training.plan, state.step, runtime)
         step = training.make_step(spread, state, parallel)
-        if options.compile:
+        if training.options.compile:
             compile_training(training, step, parallel, runtime)
-        counted = model if state.ema is None or not training.evaluate_ema else state.ema.module
+        counted = state.model if state.ema is None or not training.evaluate_ema else state.ema.module
 
         folder.open(recipe, training.plan, environment(runtime), fresh=content is None)
-        logger.info("%s: %.2f M parameters, %s on %s", training.arch, parameters(model) / 1e6, training.precision,
-                    runtime.device)  # fmt: skip
+        logger.info("%s: %.2f M parameters, %s on %s", training.arch, parameters(state.model) / 1e6,
+                    training.precision, runtime.device)  # fmt: skip
         for line in training.plan.lines():
             logger.info("%s", line)
-        steps = [record["step"] for record in state.history]
-        asked, total = options.trackers if runtime.is_main else (), training.plan.total_steps
-        trackers = open_trackers(asked, args.output, recipe.values, content is None)
-        logbook = Logbook(args.output, runtime, total, state.step, options.tensorboard, steps, trackers)
-        about = {"format": FORMAT, "task": training.task, "arch": training.arch, "config": dict(recipe.values),
-                 "data": training.data, "global_batch": training.plan.global_batch, "metric": training.metric,
-                 "classes": list(training.classes), **training.meta}  # fmt: skip
+        logbook = _open_logbook(training, state, recipe, args.output, runtime, fresh=content is None)
         checkpoints = (ShardedCheckpoints(args.output, runtime, parallel) if parallel.divides
                        else WholeCheckpoints(args.output, runtime))  # fmt: skip
         trainer = Trainer(
             training.plan, runtime, state, step, training.schedule, training.batches,
             evaluate=lambda: _evaluated(training, counted, state, logbook), evaluated=counted, metric=training.metric,
-            logbook=logbook, about=about, checkpoints=checkpoints, max_skipped=options.max_skipped,
-            gallery=training.gallery, profile=profile,
+            logbook=logbook, about=_about(training, recipe), checkpoints=checkpoints,
+            max_skipped=training.options.max_skipped, gallery=training.gallery, profile=profile,
         )  # fmt: skip
         runtime.advise(trainer.last_good)
         began = time.perf_counter()
         with StopRequest() as stop, compile_errors():
             finished = trainer.fit(stop)
         if runtime.is_main:
-            _conclude(training, args.output, state, finished, time.perf_counter() - began, runtime, logbook, recipe)
+            conclude(training, args.output, state, finished, time.perf_counter() - began, runtime, logbook, recipe)
         logbook.close()
+
+
+def _state(training: Training, parallel: Parallel) -> tuple[TrainState, nn.Module]:
+    """What the run carries, and the model as a step calls it, spread over the processes."""
+    model, decay = training.model, training.options.ema_decay
+    average = None if decay is None else ModelEmaV3(model, decay=decay, foreach=not parallel.divides)
+    spread = parallel.spread(model, training.optimizer, average and average.module)
+    scaler = training.precision.grad_scaler(model, training.optimizer)
+    return TrainState(model, training.optimizer, scaler, average, training.schedule), spread
+
+
+def _check_same(training: Training, state: TrainState, output: Path, runtime: Runtime) -> None:
+    """Raises ConfigError where the processes go on from different steps, or see different data."""
+    runtime.check_same({"the step to go on from": state.step}, f"is --output {output} on a disk that all share?")
+    facts = {**training.data, "validation images": training.plan.val_images}
+    runtime.check_same({f"training data, {name}": value for name, value in facts.items()}, "is the data the same?")
+
+
+def _open_logbook(
+    training: Training, state: TrainState, recipe: Recipe, output: Path, runtime: Runtime, fresh: bool
+) -> Logbook:
+    options, evaluations = training.options, [record["step"] for record in state.history]
+    trackers = open_trackers(options.trackers if runtime.is_main else (), output, recipe.values, fresh)
+    total = training.plan.total_steps
+    return Logbook(output, runtime, total, state.step, options.tensorboard, evaluations, trackers)
+
+
+def _about(training: Training, recipe: Recipe) -> dict[str, Any]:
+    """The entries of a checkpoint that do not change."""
+    return {"format": FORMAT, "task": training.task, "arch": training.arch, "config": dict(recipe.values),
+            "data": training.data, "global_batch": training.plan.global_batch, "metric": training.metric,
+            "classes": list(training.classes), **training.meta}  # fmt: skip
 
 
 def compile_training(training: Training, step: Step, parallel: Parallel, runtime: Runtime) -> None:
@@ -199,49 +208,3 @@ def _evaluated(training: Training, counted: nn.Module, state: TrainState, logboo
 def environment(runtime: Runtime) -> dict[str, Any]:
     """What a run says about the machine, and which implementations of the operator it had."""
     return {**describe_environment(runtime), "operator": backend_info()}
-
-
-def parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-def _conclude(
-    training: Training,
-    folder: Path,
-    state: TrainState,
-    finished: bool,
-    seconds: float,
-    runtime: Runtime,
-    logbook: Logbook,
-    recipe: Recipe,
-) -> None:
-    """Curves, a summary for machines, and the last lines for people."""
-    if state.history:
-        title = f"{training.arch}: {folder.name}"
-        draw_curves(read_log(folder), folder / "curves.png", title, training.curves, training.metric)
-    if not finished:
-        logger.info("stopped after step %d and saved; go on with --resume auto", state.step)
-        return
-    last, plan = state.history[-1], training.plan
-    best_epoch = -(-state.best_step // plan.steps_per_epoch)
-    summary = {
-        "task": training.task,
-        "model": training.arch,
-        "parameters": parameters(state.model),
-        "iterations": state.step,
-        "epochs": state.epoch,
-        "metric": training.metric,
-        "last": last,
-        "best": {training.metric: state.best, "iteration": state.best_step, "epoch": best_epoch},
-        "unreadable": list(training.batches.bad.names),
-        "skipped": state.skipped,
-        "seconds_of_this_launch": round(seconds, 1),
-        "peak_memory_gb": round(peak_memory_gb(runtime.device), 2),
-    }
-    write_json(folder / "summary.json", summary)
-    hyper = {name: value for name, value in recipe.values.items() if not name.startswith(NO_HYPER_PARAMETERS)}
-    logbook.conclude(hyper, summary)
-    logger.info("finished: %s %.4g in the end, best %.4g after step %d (epoch %d); %.0f s, %.2f GB", training.metric,
-                last[training.metric], state.best, state.best_step, best_epoch, seconds,
-                summary["peak_memory_gb"])  # fmt: skip
-    logger.info("%s/ has best.pt, best.safetensors, last.pt, curves.png, log.jsonl and tensorboard/", folder)

@@ -38,7 +38,8 @@ from elsa.models import load_pretrained, read_checkpoint
 
 from ..checkpoints import about
 from ..checkpoints import check_classes as check_names
-from ..training import environment, parameters
+from ..conclusion import parameters
+from ..training import environment
 from .pictures import PicturesOfTest
 from .session import build_model, check_classes, draw_embedded, mistakes_named, prepare
 

@@ -19,9 +19,9 @@ from elsa.engine.memory import IMAGES, Memory
 from elsa.engine.options import OPTIONS
 from elsa.engine.schema import SCHEMA
 
+from ..conclusion import parameters
 from ..outlook import PRECISIONS, Outlook
 from ..planning import ALIKE, Wish, estimated
-from ..training import parameters
 from .optim import build_optimizer
 from .session import build_model, prepare
 

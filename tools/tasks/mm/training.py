@@ -13,7 +13,18 @@ from torch import Tensor, nn
 from elsa.core import ConfigError
 from elsa.data.decode import TURNED
 from elsa.data.mm.loaders import eval_loader, train_loader
-from elsa.engine import Parallel, Plan, Precision, Recipe, Runtime, Step, TrainState, by_apex, fit_precision, read_options
+from elsa.engine import (
+    Parallel,
+    Plan,
+    Precision,
+    Recipe,
+    Runtime,
+    Step,
+    TrainState,
+    by_apex,
+    fit_precision,
+    read_options,
+)
 from elsa.engine.parallel import blocks
 
 from ..planning import settle_here
@@ -175,8 +186,8 @@ def _check_batch_norm(model: nn.Module, micro: int, processes: int) -> None:
 
 
 def choose_precision(config: Config, device: torch.device) -> Precision:
-    """That of ``optim_wrapper``: AmpOptimWrapper computes in its ``dtype``, ApexOptimWrapper in float16; a CPU in float32
-    in place of float16, which recipes name for GPUs.
+    """That of ``optim_wrapper``: AmpOptimWrapper computes in its ``dtype``, ApexOptimWrapper in float16; a CPU in
+    float32 in place of float16, which recipes name for GPUs.
 
     Raises:
         ConfigError: apex is asked for, and it or a GPU is missing.

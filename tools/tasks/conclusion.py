@@ -1,0 +1,67 @@
+"""What a training leaves at its end: curves, a summary for machines, and the last lines for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from elsa.core import logger, write_json
+from elsa.engine import Logbook, Recipe, Runtime, TrainState, peak_memory_gb, read_log
+
+from .pictures import draw_curves
+
+if TYPE_CHECKING:
+    from .training import Training
+
+# Beginnings of names in a recipe of detection or segmentation that say where data and pictures come from.
+NO_HYPER_PARAMETERS = ("custom_imports", "train_dataloader", "val_", "test_", "tta_", "visualizer")
+MADE = ("best.pt", "best.safetensors", "last.pt", "shards", "curves.png", "log.jsonl", "tensorboard")
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def conclude(
+    training: Training,
+    folder: Path,
+    state: TrainState,
+    finished: bool,
+    seconds: float,
+    runtime: Runtime,
+    logbook: Logbook,
+    recipe: Recipe,
+) -> None:
+    """Curves, a summary for machines, and the last lines for people."""
+    if state.history:
+        title = f"{training.arch}: {folder.name}"
+        draw_curves(read_log(folder), folder / "curves.png", title, training.curves, training.metric)
+    if not finished:
+        logger.info("stopped after step %d and saved; go on with --resume auto", state.step)
+        return
+    last, plan = state.history[-1], training.plan
+    best_epoch = -(-state.best_step // plan.steps_per_epoch)
+    summary = {
+        "task": training.task,
+        "model": training.arch,
+        "parameters": parameters(state.model),
+        "iterations": state.step,
+        "epochs": state.epoch,
+        "metric": training.metric,
+        "last": last,
+        "best": {training.metric: state.best, "iteration": state.best_step, "epoch": best_epoch},
+        "unreadable": list(training.batches.bad.names),
+        "skipped": state.skipped,
+        "seconds_of_this_launch": round(seconds, 1),
+        "peak_memory_gb": round(peak_memory_gb(runtime.device), 2),
+    }
+    write_json(folder / "summary.json", summary)
+    hyper = {name: value for name, value in recipe.values.items() if not name.startswith(NO_HYPER_PARAMETERS)}
+    logbook.conclude(hyper, summary)
+    logger.info("finished: %s %.4g in the end, best %.4g after step %d (epoch %d); %.0f s, %.2f GB", training.metric,
+                last[training.metric], state.best, state.best_step, best_epoch, seconds,
+                summary["peak_memory_gb"])  # fmt: skip
+    made = [name for name in MADE if (folder / name).exists()]
+    logger.info("%s/ has %s", folder, ", ".join(made))
