@@ -1,21 +1,9 @@
-"""The operator measured beside others: shapes, contestants, clocks, the table."""
+"""What is measured: the operator beside others, and the loading of data beside the model."""
 
-from .contestants import CONTESTANTS
-from .measure import DTYPES, Settings
-from .options import OneLineParser, at_least, device, subset, thread_counts
-from .report import benchmark_operator
+from .options import OneLineParser
 from .shapes import DEFAULT_GROUPS, GROUPS
+from .verbs import add_data, add_operator, add_step
 
-__all__ = [
-    "CONTESTANTS",
-    "DEFAULT_GROUPS",
-    "DTYPES",
-    "GROUPS",
-    "OneLineParser",
-    "Settings",
-    "at_least",
-    "benchmark_operator",
-    "device",
-    "subset",
-    "thread_counts",
-]
+VERBS = (add_operator, add_data, add_step)
+
+__all__ = ["DEFAULT_GROUPS", "GROUPS", "VERBS", "OneLineParser"]

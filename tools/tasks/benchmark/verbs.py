@@ -1,0 +1,94 @@
+"""What can be measured, with its options."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .contestants import CONTESTANTS
+from .measure import DTYPES, Settings
+from .options import at_least, device, subset, thread_counts
+from .report import benchmark_operator
+from .shapes import DEFAULT_GROUPS, GROUPS
+
+
+def add_operator(verbs: Any) -> None:
+    parser = verbs.add_parser("op", help="the operator", allow_abbrev=False)
+    parser.set_defaults(measure=_operator)
+    add = parser.add_argument
+    groups = f"groups of shapes, or all: {', '.join(GROUPS)} (default {','.join(DEFAULT_GROUPS)})"
+    add("--shapes", type=subset(GROUPS, True), default=DEFAULT_GROUPS, metavar="A,B", help=groups)
+    beside = f"of {', '.join(CONTESTANTS)}; flex compiles for each shape (default unfold,depthwise)"
+    names = subset((*CONTESTANTS, "none"))
+    add("--contestants", type=names, default=("unfold", "depthwise"), metavar="A,B", help=beside)
+    both, passes = ("forward", "backward"), "forward, backward (= forward and backward together), or both (default)"
+    add("--passes", type=subset(both), default=both, metavar="A,B", help=passes)
+    add("--dtypes", type=subset(DTYPES), default=tuple(DTYPES), metavar="A,B", help="(default fp32,bf16)")
+    add("--device", type=device, default=torch.device("cpu"), help="cpu (default), cuda or cuda:N")
+    add("--threads", type=thread_counts, metavar="N,all", help="of a CPU (default 1,all)")
+    add("--batch", type=at_least(int, 1), help="(default 2, on a GPU 128)")
+    add("--seconds", type=at_least(float, 0.0), default=0.3, help="per contestant and row (default 0.3)")
+    add("--memory", type=at_least(int, 0), default=4, help="GiB that the unfold formula may take (default 4)")
+    add("--backend", choices=("auto", "cpu", "cuda", "reference"), default="auto")
+    add("--output", type=Path, default=Path("runs/benchmark"), help="folder for operator.json and .png")
+
+
+def _operator(args: argparse.Namespace) -> None:
+    gpu = args.device.type == "cuda"
+    args.shapes = tuple(shape for group in args.shapes for shape in GROUPS[group])
+    args.threads = args.threads or ((None,) if gpu else thread_counts("1,all"))
+    args.batch = args.batch or (128 if gpu else 2)
+    del args.verb, args.measure
+    benchmark_operator(Settings(**vars(args)))
+
+
+def add_data(verbs: Any) -> None:
+    parser = verbs.add_parser("data", help="loading, against the model's own speed", allow_abbrev=False)
+    parser.set_defaults(measure=_data)
+    add = parser.add_argument
+    add("config", type=Path, metavar="CONFIG", help="a recipe or its name")
+    add("--set", dest="overrides", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="as in training")
+    add("--device", default="auto", help="of the model: auto, cpu, cuda or cuda:N")
+    add("--workers", type=_counts, metavar="N,N", help="loader processes (default 0,1,2,4 … as many as cores)")
+    add("--seconds", type=at_least(float, 0.1), default=5.0, help="per row (default 5)")
+    add("--output", type=Path, default=Path("runs/benchmark"), help="folder for data.json and .png")
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(sorted({at_least(int, 0)(part) for part in text.split(",")}))
+
+
+def _data(args: argparse.Namespace) -> None:
+    from .data import benchmark_data  # with timm and all tasks, which takes seconds
+
+    benchmark_data(args)
+
+
+def add_step(verbs: Any) -> None:
+    parser = verbs.add_parser("step", help="training and evaluation of networks, compiled and not", allow_abbrev=False)
+    parser.set_defaults(measure=_step)
+    add = parser.add_argument
+    pair = ("elsa_swin_tiny", "swin_tiny_patch4_window7_224")
+    add("--models", type=_names, default=pair, metavar="A,B", help=f"timm's names (default {','.join(pair)})")
+    add("--dtypes", type=subset(DTYPES), default=("fp32",), metavar="A,B", help="(default fp32)")
+    add("--device", type=device, default=torch.device("cpu"), help="cpu (default), cuda or cuda:N")
+    add("--threads", type=at_least(int, 1), default=1, help="of a CPU (default 1)")
+    add("--batch", type=at_least(int, 1), help="images (default 4, on a GPU 128)")
+    add("--size", type=at_least(int, 32), default=224, help="of the images in pixels (default 224)")
+    add("--seconds", type=at_least(float, 0.0), default=5.0, help="per row, eager and compiled each (default 5)")
+    add("--output", type=Path, default=Path("runs/benchmark"), help="folder for step.json")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
+
+
+def _step(args: argparse.Namespace) -> None:
+    from .step import StepSettings, benchmark_step  # with timm, which takes seconds
+
+    args.batch = args.batch or (128 if args.device.type == "cuda" else 4)
+    del args.verb, args.measure
+    benchmark_step(StepSettings(**vars(args)))
