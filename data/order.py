@@ -85,11 +85,15 @@ def divide_batch(
     if not rest and micro and not (pairs and micro % 2):
         return micro
     shares = f"{processes} processes" + (f" × {accumulate_name} {accumulate} = {parts}" if accumulate else "")
-    pair = " that each hold an even number of images, to be paired" if pairs else ""
+    pair = " that each hold an even number of images, which mixup, cutmix or mix-token pairs" if pairs else ""
     unit = (accumulate or 1) * (2 if pairs else 1)
     counts = [count for count in range(1, batch // unit + 1) if batch % (count * unit) == 0]
     near = sorted(sorted(counts, key=lambda count: abs(count - processes))[:6])
-    cure = f"it can be divided among {', '.join(map(str, near))} processes" if near else "it is too small"
+    cure = (
+        f"it can be divided among {', '.join(map(str, near))} processes"
+        if near
+        else "no number of processes can share it so"
+    )
     if rule:
         cure += f"; {rule}=linear or sqrt takes the nearest batch that can be, and rescales the learning rate"
     raise DataError(
