@@ -43,7 +43,9 @@ def compile_parts(
     known = inspect.signature(torch.compile).parameters  # an older torch searches
     options |= {name: value for name, value in apart.items() if name in known}
     if backend == "inductor":
-        options["options"] = {"fallback_random": True}  # stochastic depth as without a compiler, for the same seed
+        # Stochastic depth as without a compiler, for the same seed. Maps stay as the networks lay them out, channels
+        # last: taking (B, H, W, C) for (B, C, H, W), the CPU's compiler would transpose them and copy what is saved.
+        options["options"] = {"fallback_random": True, "layout_optimization": False}
     for part in parts:
         part.forward = MethodType(torch.compile(type(part).forward, **options), part)
 
