@@ -56,6 +56,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
             right.plot(counts, [row[name] for row in rows], "o-", color=colour, label=f"{name}'s loader")
     right.axhline(result["model_images_per_s"], color="black", linewidth=0.8, label="the model")
     right.set_xlabel("loader processes")
+    right.set_xticks([row["workers"] for row in rows])
     right.set_ylabel("images per second")
     right.set_ylim(bottom=0)
     right.legend()
