@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ class Logbook:
         self.runtime, self.total_steps, self.from_step, self.trackers = runtime, total_steps, from_step, trackers
         self.writer, self.stream, self.bar = None, None, None
         self.start, self.before = time.perf_counter(), 0.0
+        self.hook: Callable[[threading.ExceptHookArgs], Any] | None = None
         if not runtime.is_main:
             return
         known = None if evaluated is None else set(evaluated)
@@ -79,6 +81,14 @@ class Logbook:
         self.stream = (folder / LOG_NAME).open("a", buffering=1, encoding="utf-8")
         if tensorboard:
             self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1 if from_step else None)
+            self.hook, threading.excepthook = threading.excepthook, self._thread_has_ended
+
+    def _thread_has_ended(self, how: threading.ExceptHookArgs) -> None:
+        """One line of a disk that does not take what TensorBoard's thread writes, instead of a traceback."""
+        if isinstance(how.exc_value, OSError) and type(how.thread).__module__.startswith("tensorboard"):
+            logger.warning("TensorBoard's file cannot be written on: %s", how.exc_value.strerror)
+        elif self.hook is not None:
+            self.hook(how)
 
     def start_epoch(self, epoch: int, epochs: int, steps: int, done: int) -> None:
         if self.runtime.is_main and sys.stderr.isatty():
@@ -144,6 +154,8 @@ class Logbook:
         for target in (self.stream, self.writer):
             if target is not None:
                 target.close()
+        if self.hook is not None:
+            threading.excepthook, self.hook = self.hook, None
         for tracker in self.trackers:
             tracker.finish({})
 

@@ -150,8 +150,8 @@ SCHEMA: dict[str, Key] = {
     "TRAIN.COOLDOWN_EPOCHS": Key(10, "further epochs at TRAIN.MIN_LR", low=0, high=10**6),
     "TRAIN.WARMUP_EPOCHS": Key(20, "epochs of linear warm-up from TRAIN.WARMUP_LR", low=0, high=10**6),
     "TRAIN.LR": Key(1e-3, "learning rate for DATA.BATCH; never rescaled, but see TRAIN.LR_RULE", above=0.0, high=100.0),
-    "TRAIN.LR_RULE": Key("none", "where DATA.BATCH cannot be divided among the processes: none refuses; linear and sqrt "
-                         "take the nearest batch that can be, and scale the learning rates by its ratio or the root",
+    "TRAIN.LR_RULE": Key("none", "where the processes cannot share DATA.BATCH: none refuses; linear and sqrt take the "
+                         "nearest batch that they can, and scale the learning rates by its ratio or the root",
                          choices=("none", "linear", "sqrt")),
     "TRAIN.WARMUP_LR": Key(1e-6, "learning rate at the start of warm-up", low=0.0, high=100.0),
     "TRAIN.MIN_LR": Key(1e-5, "learning rate at the end of the schedule", low=0.0, high=100.0),
@@ -169,7 +169,8 @@ SCHEMA: dict[str, Key] = {
                        nullable=True, null="the fewest whose memory, as estimated, a GPU has; 1 on a CPU"),
     "TRAIN.EMA_DECAY": Key(None, "decay of the weights' moving average", low=0.5, below=1.0, **_AVERAGE),
     "TRAIN.SEED": Key(0, "of everything random; same seed, same run on a CPU", low=0, high=2**31 - 1),
-    "TRAIN.COMPILE": Key(False, "torch.compile the model", may_change=True),
+    "TRAIN.COMPILE": Key(False, "torch.compile training and its evaluations; the first step takes minutes",
+                         may_change=True),
     "TRAIN.PARALLEL": Key("ddp", "ddp: each process holds the whole model; fsdp: a part (FSDP2)",
                           choices=("ddp", "fsdp"), may_change=True),
     "TRAIN.TIMEOUT": Key(10.0, "minutes after which a silent process ends the run", above=0.0, high=10080.0,

@@ -157,6 +157,7 @@ class Trainer:
             self.count(record)
             due = self.evaluation_is_due()
             save = interrupted or due or index == end - 1 or (plan.save_every and state.step % plan.save_every == 0)
+            self.runtime.note(f"concluding step {state.step}")
             if save or state.step % plan.log_every == 0:
                 self.guard.is_sound(record)  # counts it, so that the line has it
                 self.monitor.write(record, index + 1)

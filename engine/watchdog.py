@@ -9,15 +9,14 @@ launcher is gone, which would do so, the processes save and end.
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 LOOK = 15.0  # seconds in which whoever lives leaves a sign, however busy its machine
@@ -47,14 +46,16 @@ class Watchdog(threading.Thread):
 
     def __init__(self, rank: int, world_size: int, store: Any, minutes: float) -> None:
         super().__init__(name="watchdog", daemon=True)
-        self.rank, self.world_size, self.minutes = rank, world_size, minutes
+        self.rank, self.world_size, self.minutes, self.store = rank, world_size, minutes, store.clone()
         self.every = min(5.0, minutes * 60 / 6)
-        self.store = store.clone()
-        self.store.set_timeout(timedelta(seconds=max(2.0, self.every)))
         self.beats, self.begun, self.pulses, self.doing = 0, 0, 0, ""
         self.advice: Callable[[], str] = lambda: ""
-        self.ended = threading.Event()
         self.launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        self.ended = threading.Event()
+        self.looking = False
+        self.seen: list[dict[int, Sign]] = []  # the signs of all, while looking
+        # In a thread of its own, for the store may never answer.
+        self.messenger = threading.Thread(target=self._leave_signs, name="watchdog's messenger", daemon=True)
 
     def note(self, doing: str) -> None:
         """The process begins something that all do in the same order."""
@@ -67,68 +68,59 @@ class Watchdog(threading.Thread):
     def stop(self) -> None:
         self.ended.set()
         self.join()
+        self.messenger.join(timeout=1.0)
 
     def run(self) -> None:
+        self.messenger.start()
         before, since = (-1, -1), time.monotonic()
         while not self.ended.wait(self.every):
             self._look_for_launcher()
-            answered = self._tell()
             if (now := (self.begun, self.pulses)) != before:
                 before, since = now, time.monotonic()
-            elif time.monotonic() - since > self.minutes * 60 and (blamed := self._blame(answered)):
+            elif time.monotonic() - since > self.minutes * 60 and (blamed := self._blame()):
                 self._end(blamed)
 
     def _look_for_launcher(self) -> None:
         """A training that nobody looks after, or could start again, saves and ends."""
         if self.launcher is not None and os.getppid() != self.launcher:
             self.launcher = None
-            print(f"[rank {self.rank}] torchrun is gone", file=sys.stderr, flush=True)
+            print(f"[rank {self.rank}] the launcher is gone", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def _tell(self) -> bool:
-        """Leaves a sign; whether the store took it."""
-        self.beats += 1
-        sign = {"beats": self.beats, "begun": self.begun, "pulses": self.pulses, "doing": self.doing}
-        try:
-            self.store.set(f"alive/{self.rank}", json.dumps(sign))
-            self.store.get(f"alive/{self.rank}")
-        except RuntimeError:
-            return False
-        return True
+    def _leave_signs(self) -> None:
+        """Until the store is gone, or without an end where it does not answer."""
+        with suppress(RuntimeError):
+            while not self.ended.wait(self.every):
+                self.beats += 1
+                sign = {"beats": self.beats, "begun": self.begun, "pulses": self.pulses, "doing": self.doing}
+                self.store.set(f"alive/{self.rank}", json.dumps(sign))
+                if self.looking:
+                    self.seen.append(self._signs())
 
     def _signs(self) -> dict[int, Sign]:
-        found = {}
-        for rank in range(self.world_size):
-            key = f"alive/{rank}"
-            if self.store.check([key]):
-                found[rank] = Sign(**json.loads(self.store.get(key)))
-        return found
+        keys = {rank: f"alive/{rank}" for rank in range(self.world_size)}
+        return {rank: Sign(**json.loads(self.store.get(key))) for rank, key in keys.items() if self.store.check([key])}
 
-    def _blame(self, answered: bool) -> str:
+    def _blame(self) -> str:
         """Who does not go on, in words; empty where that is nobody."""
-        span = f"for {self.minutes:.3g} minutes"
-        if not answered:
-            return f"the store of the processes, which process 0 or its launcher holds, has not answered {span}"
-        try:
-            first = self._signs()
-            for _ in range(math.ceil(LOOK / self.every)):
-                self.ended.wait(self.every)
-                self._tell()  # the others may be looking, too
-            second = self._signs()
-        except RuntimeError:
-            return self._blame(answered=False)
-        silent = [rank for rank in range(self.world_size) if rank not in second or second[rank] == first.get(rank)]
+        self.seen, self.looking = [], True
+        self.ended.wait(min(LOOK, max(LOOK / 3, self.minutes * 60)))
+        self.looking, seen, span = False, self.seen, f"for {self.minutes:.3g} minutes"
+        if len(seen) < 2:
+            return f"the store of the processes, which process 0 or the launcher holds, has not answered {span}"
+        first, last = seen[0], seen[-1]
+        silent = [rank for rank in range(self.world_size) if rank not in last or last[rank] == first.get(rank)]
         if silent:
             return f"{self._named(silent)} been silent {span}: stopped, or its machine is gone"
-        if any(first[rank].pulses != sign.pulses or first[rank].begun != sign.begun for rank, sign in second.items()):
+        if any(first[rank].pulses != sign.pulses or first[rank].begun != sign.begun for rank, sign in last.items()):
             return ""  # one is at work
-        least = min(sign.begun for sign in second.values())
+        least = min(sign.begun for sign in last.values())
         if not least:
             return ""  # before the training: the main process may prepare data for long
-        behind = [rank for rank, sign in second.items() if sign.begun == least]
+        behind = [rank for rank, sign in last.items() if sign.begun == least]
         if len(behind) == self.world_size:
-            return f"no process has gone on {span}: all are {second[0].doing}"
-        return f"{self._named(behind)} not gone on {span}: {second[behind[0]].doing}"
+            return f"no process has gone on {span}: all are {last[0].doing}"
+        return f"{self._named(behind)} not gone on {span}: {last[behind[0]].doing}"
 
     def _named(self, ranks: list[int]) -> str:
         listed = ", ".join(map(str, ranks[:5])) + ", …" * (len(ranks) > 5)

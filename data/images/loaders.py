@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from elsa.core import DataError, logger, mix_seed, seed_everything
+from elsa.core import DataError, UnreadableData, logger, mix_seed, seed_everything
 
 from ..decode import UnreadableImage, decode
 from ..order import MAX_REPLACEMENTS, BadImages, TrainLoader, TrainSampler, divide_batch
@@ -69,7 +69,7 @@ class TrainImages(Dataset):
                     return self.transform(image), target, position, tuple(bad)
                 pixels, view = self.transform(image)
                 return pixels, target, position, tuple(bad), (self.labels.load(position), view)
-        raise DataError(f"{MAX_REPLACEMENTS} images in a row cannot be read: {', '.join(bad[:5])} …")
+        raise UnreadableData(f"{MAX_REPLACEMENTS} images in a row cannot be read: {', '.join(bad[:5])} …")
 
 
 class EvalImages(Dataset):

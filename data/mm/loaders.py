@@ -18,7 +18,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
 from torch.utils.data import DataLoader, Dataset
 
-from elsa.core import DataError, seed_everything
+from elsa.core import DataError, UnreadableData, seed_everything
 
 from ..decode import BECAUSE, STORED, TURNED, UnreadableImage, read_header
 from ..order import MAX_REPLACEMENTS, BadImages, TrainLoader, TrainSampler
@@ -87,7 +87,7 @@ class SeededDataset(Dataset):
                 item["data_samples"].set_metainfo({"replaced": tuple(replaced)})
                 return item
         listed = f": {', '.join(replaced[:3])}" if replaced else ""
-        raise DataError(f"{MAX_REPLACEMENTS} images in a row cannot be used{listed}")
+        raise UnreadableData(f"{MAX_REPLACEMENTS} images in a row cannot be used{listed}")
 
 
 class Orders:

@@ -122,11 +122,11 @@ def freeze() -> None:
 def arm(kind: str, *where: str) -> None:
     """Has this process suffer a fault.
 
-    ``kill``, ``hang``, ``freeze`` (SIGSTOP), ``stop`` (SIGTERM) and ``job`` (SIGTERM, to all loader processes too): in a step; ``blind``: the
-    data of classification are not there; ``loss`` and ``gradient``: not finite in a step, ``losses`` and ``gradients``:
-    from that step on; ``update``: the weights are not after it; ``evaluate``: killed with the second batch of an evaluation; ``write``:
-    killed with half of a file written; ``rename``: killed before a file gets its name. The last part is which step,
-    evaluation or writing of the file, from 1 and in this process.
+    In a step: ``kill``, ``hang``, ``freeze`` (SIGSTOP), ``stop`` (SIGTERM) and ``job`` (SIGTERM, to all loader
+    processes too); ``loss`` and ``gradient``: not finite, ``losses`` and ``gradients``: from that step on; ``update``:
+    the weights are not after it. ``blind``: the data of classification are not there; ``evaluate``: killed with the
+    second batch of an evaluation; ``write``: killed with half of a file written; ``rename``: killed before a file gets
+    its name. The last part is which step, evaluation or writing of the file, from 1 and in this process.
     """
     if kind == "none":
         return

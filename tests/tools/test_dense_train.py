@@ -119,7 +119,7 @@ def test_a_detector_that_finds_nothing_has_an_ap_of_zero(tool, detector, trained
 
 def test_a_run_that_diverges_is_ended(tool, detector, tmp_path):
     outcome = tool("train", detector, "--output", tmp_path / "run", "--set", "optim_wrapper.optimizer.lr=100",
-                   "param_scheduler.0.start_factor=1.0")  # fmt: skip
+                   "param_scheduler.0.start_factor=1.0", "run.max_skipped=2")  # fmt: skip
     assert outcome.code == 1
-    assert " is nan at step 3 (epoch 1), loss " in outcome.err.splitlines()[-1]
+    assert " is nan at step 5 (epoch 2), the 3rd such step in a row: loss " in outcome.err.splitlines()[-1]
     assert "Traceback" not in outcome.err

@@ -37,7 +37,7 @@ def sharded(task, launch, sharded_runs):
     folder = sharded_runs / task.task
     if not folder.exists():
         both = launch("none", *command(task, folder, "fsdp"), processes=2)
-        assert both.wait() == [0, 0], both.said() + both.said(1)
+        assert both.wait(300) == [0, 0], both.said() + both.said(1)
     return folder
 
 
@@ -56,7 +56,7 @@ def test_losses_are_those_of_whole_models(linear, launch, tmp_path):
     losses = []
     for how in ("fsdp", "ddp"):
         both = launch("none", *command(linear, tmp_path / how, how), processes=2)
-        assert both.wait() == [0, 0], both.said() + both.said(1)
+        assert both.wait(300) == [0, 0], both.said() + both.said(1)
         losses.append({record["step"]: record["loss"] for record in records(tmp_path / how, "train")})
     assert losses[0].keys() == losses[1].keys() >= set(range(1, 21))
     assert list(losses[0].values()) == pytest.approx(list(losses[1].values()), rel=1e-6, abs=1e-6)
@@ -72,7 +72,7 @@ def test_a_killed_run_goes_on_to_the_same_end(task, sharded, launch, tmp_path):
     assert "lost process 1 of 2" in both.said()
     (run / "shards" / ".step-00000099.tmp").mkdir()
     again = launch("none", *command(task, run, "fsdp"), "--resume", "auto", processes=2)
-    assert again.wait() == [0, 0], again.said()
+    assert again.wait(300) == [0, 0], again.said()
     assert re.search("resumed after step [3468]:", again.said()), again.said()  # of 8 no more than the beginning
     assert_same_weights(sharded, run)
     assert [path.name for path in (run / "shards").iterdir() if path.name.startswith(".")] == []
@@ -91,7 +91,7 @@ def test_any_number_of_processes_goes_on(task, sharded, launch, tmp_path):
         assert f"stopped after step {step}" in part.said()
         assert f"resumed after step {step - 1}" in part.said() or not before
     last = launch("none", *command(task, run, "fsdp"), "--resume", "auto", processes=2)
-    assert last.wait() == [0, 0], last.said()
+    assert last.wait(300) == [0, 0], last.said()
     assert [record["step"] for record in records(run, "eval")] == [
         record["step"] for record in records(sharded, "eval")
     ]
@@ -129,7 +129,7 @@ def test_a_damaged_shard_is_noticed(task, sharded, launch, tmp_path):
         file.write_bytes(raw)
         auto = launch("none", *command(task, run, "fsdp"), "--resume", "auto", processes=2)
         if path == newest:
-            assert auto.wait() == [0, 0], auto.said()
+            assert auto.wait(300) == [0, 0], auto.said()
             assert f"{file} is damaged" in auto.said() and f"going on from {before.name}" in auto.said()
             assert_same_weights(sharded, run)
             shutil.rmtree(run)
@@ -150,7 +150,7 @@ def test_half_precision_and_recomputed_activations_divide_as_well(config, launch
     ):
         settings = ["--set", f"TRAIN.PARALLEL={how}", "LOG.EVERY=1", "TRAIN.EPOCHS=2", *more]
         both = launch("none", "train", config, "--output", tmp_path / how, *settings, processes=2)
-        assert both.wait() == [0, 0], both.said()
+        assert both.wait(300) == [0, 0], both.said()
         losses.append([record["loss"] for record in records(tmp_path / how, "train")])
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.03)

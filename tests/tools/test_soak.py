@@ -30,8 +30,8 @@ def test_random_kills_change_nothing(task, launch, tmp_path, request, capsys):
         chance = random.Random(f"{request.config.getoption('soak_seed')} {task.task} {how}")
         told = soak(task, how, kills, chance, launch, tmp_path / how)
         with capsys.disabled():
-            print(f"\n{task.task} {how}: {told['kills']} kills, {told['launches']} launches, {told['lost']} steps lost, "
-                  f"{told['ends']} ends, all the same", end="", flush=True)  # fmt: skip
+            print(f"\n{task.task} {how}: {told['kills']} kills, {told['launches']} launches, {told['lost']} steps "
+                  f"lost, {told['ends']} ends, all the same", end="", flush=True)  # fmt: skip
 
 
 def soak(task, how: str, kills: int, chance: random.Random, launch, folder: Path) -> Counter:
