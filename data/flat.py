@@ -26,21 +26,26 @@ class Texts(Sequence[str]):
         for text in texts:
             content += text.encode(*_CODE)
             ends.append(len(content))
-        self._content, self._ends = np.frombuffer(content, np.uint8), np.frombuffer(ends, np.int64)
+        self._hold(torch.from_numpy(np.frombuffer(content, np.uint8)), torch.from_numpy(np.frombuffer(ends, np.int64)))
+
+    def _hold(self, content: Tensor, ends: Tensor) -> None:
+        self._parts = content, ends  # a process that is spawned reads them for as long as they are kept here
+        self._content, self._ends = content.numpy(), ends.numpy()
 
     @classmethod
     def of(cls, content: Tensor, ends: Tensor) -> Texts:
         """Those that ``parts`` gave."""
         texts = cls.__new__(cls)
-        texts._content, texts._ends = content.numpy(), ends.numpy()
+        texts._hold(content, ends)
         return texts
 
     def parts(self) -> tuple[Tensor, Tensor]:
         """All texts in UTF-8, one after the other, (bytes,) uint8, and where each ends, after a 0, (N + 1,) int64."""
-        return torch.from_numpy(self._content), torch.from_numpy(self._ends)
+        return self._parts
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Texts.of, self.parts()  # tensors, which torch hands to another process as shared memory
+        self._hold(*(part.share_memory_() for part in self._parts))
+        return Texts.of, self._parts  # tensors, which torch hands to another process as shared memory
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -66,10 +71,13 @@ class Integers(Sequence[int]):
     def __init__(self, values: array | np.ndarray | Tensor) -> None:
         if isinstance(values, array):
             values = np.frombuffer(values, {"i": np.int32, "q": np.int64}[values.typecode])
-        self.array = values.numpy() if isinstance(values, Tensor) else values
+        self._tensor = values if isinstance(values, Tensor) else torch.from_numpy(values)
+        self.array = self._tensor.numpy()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Integers, (torch.from_numpy(self.array),)
+        self._tensor.share_memory_()
+        self.array = self._tensor.numpy()
+        return Integers, (self._tensor,)
 
     def __len__(self) -> int:
         return len(self.array)

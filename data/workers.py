@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import io
+import multiprocessing
 import multiprocessing.connection
 import multiprocessing.queues
 import os
@@ -29,6 +30,7 @@ from elsa.core import DataError, ProcessLost
 SHARED = Path("/dev/shm")  # where loader processes put their batches
 NOT_HANDED_OVER = 75  # exit code of one that could not
 MB = 2**20
+LOOK = 5.0  # seconds
 REQUESTS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
 
@@ -109,13 +111,18 @@ def start(_worker: int) -> None:
     """
     gc.freeze()
     signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)
-    threading.Thread(target=_heed, args=(os.getppid(),), daemon=True).start()
+    training = multiprocessing.parent_process()  # not the parent where a server forks loader processes
+    threading.Thread(target=_heed, args=(training,), daemon=True).start()
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_not_handed_over)
 
 
-def _heed(parent: int) -> None:
-    while signal.sigwaitinfo(REQUESTS).si_pid != parent:
-        ...
+def _heed(training: multiprocessing.process.BaseProcess | None) -> None:
+    """Ends this process when its training process says so, or is no more."""
+    parent = training.pid if training else os.getppid()
+    while training is None or training.is_alive():
+        request = signal.sigtimedwait(REQUESTS, LOOK)
+        if request is not None and request.si_pid == parent:
+            break
     os._exit(0)
 
 

@@ -110,7 +110,7 @@ def use(config, task):
     with mistakes_named("tta_pipeline"):
         (module.all_columns if task == "detection" else module.scales)(config, options)
     with mistakes_named("optim_wrapper"):
-        optimizer = build_optimizer(Small(), config.optim_wrapper)
+        optimizer = build_optimizer(Small(), config.optim_wrapper, "ddp")
     with mistakes_named("param_scheduler"):
         Schedules(optimizer, config.param_scheduler, 10)
     return config

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from guarantees import BF16, DENSE_BF16, DENSE_KEYS, KEYS, LINEAR, Case
 from launches import Launch
 from PIL import Image
@@ -37,12 +38,13 @@ def tool(root, monkeypatch):
 
     def call(verb: str, *arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", [f"tools/{verb}.py", *map(str, arguments)])
-        out, err, code = io.StringIO(), io.StringIO(), 0
+        out, err, code, threads = io.StringIO(), io.StringIO(), 0, torch.get_num_threads()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
                 runpy.run_path(str(root / "tools" / f"{verb}.py"), run_name="__main__")
             except SystemExit as leaving:
                 code = leaving.code or 0
+        torch.set_num_threads(threads)  # a benchmark's choice is not that of the runs after it
         return Outcome(code, out.getvalue(), err.getvalue())
 
     return call

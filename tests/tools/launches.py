@@ -84,6 +84,7 @@ def _play(script: str, fault: str, arguments: list[str], folder: Path, rank: int
     with (folder / f"said.{rank}").open("w") as said:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
+    multiprocessing.set_start_method("fork", force=True)  # of loader processes, as where nobody is forked from a server
     if count > 1:
         torch.set_num_threads(1)  # as torchrun has it
         place = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=count, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)

@@ -135,7 +135,7 @@ def check_classes(config: Config, classes: Iterable[str]) -> None:
             yield from heads(value, f"{where}.{key}")
 
     for name, count in heads(
-        {k: v for k, v in config.model.items() if k.endswith("head") and k != "rpn_head"}, "model"
+        {k: v for k, v in config.model.items() if str(k).endswith("head") and k != "rpn_head"}, "model"
     ):
         if count != len(classes):
             listed = ", ".join(classes[:4])

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
 
-from elsa.core import ConfigError, logger
+from elsa.core import ConfigError, logger, seed_everything
 from elsa.models import load_pretrained, read_checkpoint
 from elsa.models.pretrained import select_weights
 
@@ -37,6 +37,7 @@ def initialise(model: nn.Module, config: Config, classes: Sequence[str], trust: 
     if backbone is not None:
         backbone.trust = trust
     with mistakes_named("model"):
+        seed_everything(config.randomness.seed, "weights")  # whatever has drawn numbers since the model was built
         model.init_weights()
     if report := getattr(backbone, "load_report", None):
         logger.info("backbone from %s: %s", config.model.backbone.pretrained, report)
