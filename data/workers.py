@@ -60,21 +60,29 @@ class Loader(DataLoader):
         return f"{self.setting}=0 does without, or give it more room (docker run --shm-size=8g)"
 
     def __iter__(self) -> Iterator[Any]:
-        with _held_back():
-            batches = super().__iter__()
+        try:
+            with _held_back():
+                batches = super().__iter__()
+        except (RuntimeError, EOFError, OSError) as error:  # of processes that stay from epoch to epoch
+            self._raise_lost(self._iterator, error)
+            raise
         return self._watched(batches)
 
     def _watched(self, batches: Any) -> Iterator[Any]:
         try:
             yield from batches
         except (RuntimeError, EOFError, OSError) as error:
-            processes = {process.sentinel: process for process in getattr(batches, "_workers", ())}
-            for ended in multiprocessing.connection.wait(processes, timeout=1.0):
-                process = processes[ended]
-                process.join(1.0)  # until there is an exit code
-                if process.exitcode:
-                    raise ProcessLost(self._epitaph(process.exitcode)) from error
+            self._raise_lost(batches, error)
             raise
+
+    def _raise_lost(self, batches: Any, error: Exception) -> None:
+        """Raises ProcessLost where a loader process has ended."""
+        processes = {process.sentinel: process for process in getattr(batches, "_workers", ())}
+        for ended in multiprocessing.connection.wait(processes, timeout=1.0):
+            process = processes[ended]
+            process.join(1.0)  # until there is an exit code
+            if process.exitcode:
+                raise ProcessLost(self._epitaph(process.exitcode)) from error
 
     def _epitaph(self, code: int) -> str:
         if code in (NOT_HANDED_OVER, -signal.SIGBUS):

@@ -167,6 +167,7 @@ class RunFolder:
         try:
             state.load_state_dict(restore(dict(content), state, parallel))
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            self.runtime.raise_lost(error)
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ConfigError(f"the checkpoint does not fit this run: {reason}") from error
         logger.info("resumed after step %d: %d whole epochs", state.step, state.epoch)

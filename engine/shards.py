@@ -103,12 +103,16 @@ class ShardedCheckpoints:
         try:
             pending.result()
         except dcp.CheckpointException as error:
-            reason = "; ".join(str(failure[0]) for failure in error.failures.values())
+            reason = _reasons(error)
         except (OSError, RuntimeError) as error:
             reason = str(error)
         said = [told for told in self.runtime.gather(reason) if told]
         if said:
             raise OSError(0, said[0].splitlines()[0], str(self.folder / FOLDER))
+
+
+def _reasons(error: dcp.CheckpointException) -> str:
+    return "; ".join(str(failure[0]) for failure in error.failures.values())
 
 
 def _made_anew(path: Path) -> None:
@@ -286,7 +290,11 @@ def _read_shards(
         found.setdefault(kind, {})[name] = tensors[key] = like(name, saved.size, saved.properties.dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*load in a single process")  # it is meant
-        dcp.load(tensors, storage_reader=reader, process_group=runtime.control, no_dist=runtime.world_size == 1)
+        try:
+            dcp.load(tensors, storage_reader=reader, process_group=runtime.control, no_dist=runtime.world_size == 1)
+        except dcp.CheckpointException as error:  # torch's own, of all processes that failed
+            runtime.raise_lost(error)
+            raise CheckpointError(f"{path} cannot be read: {_reasons(error)}") from error
     return found
 
 
