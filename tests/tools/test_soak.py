@@ -39,7 +39,9 @@ def soak(task, how: str, kills: int, chance: random.Random, launch, folder: Path
     settings = [*task.set(save=SAVE, workers=2 if how == "loaders" else 0), f"{EVERY[task.task]}=1"]
     if HOWS[how] > 1:
         more = ["global_batch=4"] if task.task == "segmentation" else []  # batch norm of a 1×1 map needs two images
-        settings += [f"{PARALLEL[task.task]}={how}", *more]
+        limit = PARALLEL[task.task].replace("PARALLEL", "TIMEOUT").replace("parallel", "timeout")
+        # Of one that is killed before it has joined the others only a launcher would know: they wait for twice as long.
+        settings += [f"{PARALLEL[task.task]}={how}", f"{limit}=0.5", *more]
     whole, run, told, seconds = folder / "whole", folder / "run", Counter(), 0.0
     while told["kills"] < kills or run.exists():
         output = run if whole.exists() else whole
@@ -48,7 +50,7 @@ def soak(task, how: str, kills: int, chance: random.Random, launch, folder: Path
                      processes=HOWS[how])  # fmt: skip
         if output == run and told["kills"] < kills:
             told["kills"] += kill_one(one, chance, began + chance.uniform(0.2, seconds))
-        codes = one.wait(120)
+        codes = one.wait(240)
         assert None not in codes, f"waits for a process that is gone: {codes}\n{one.said()}"
         assert 2 not in codes and "Traceback" not in one.said(), one.said()
         if output == whole:
