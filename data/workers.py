@@ -63,9 +63,10 @@ class Loader(DataLoader):
         try:
             with _held_back():
                 batches = super().__iter__()
-        except (RuntimeError, EOFError, OSError) as error:  # of processes that stay from epoch to epoch
+        except (RuntimeError, EOFError, OSError) as error:  # of processes that stay from epoch to epoch, or that begin
             self._raise_lost(self._iterator, error)
-            raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ProcessLost(f"loader processes cannot be started ({self.setting}): {reason}") from error
         return self._watched(batches)
 
     def _watched(self, batches: Any) -> Iterator[Any]:
