@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -53,11 +53,11 @@ class TrackedTransform:
         return self.further(image), View(box, flips)
 
 
-def train_transform(config: CfgNode, tracked: bool = False) -> Callable:
-    """PIL image → (C, H, W), augmented; with ``tracked`` also the View, see TrackedTransform."""
-    aug, size = config.AUG, config.DATA.IMG_SIZE
-    transform = create_transform(
-        (config.MODEL.IN_CHANS, size, size),
+def augmentation(config: CfgNode) -> dict[str, Any]:
+    """Size and augmentation of training images, as timm's ``create_transform`` and ``create_loader`` take them."""
+    aug, data = config.AUG, config.DATA
+    return dict(
+        input_size=(config.MODEL.IN_CHANS, data.IMG_SIZE, data.IMG_SIZE),
         is_training=True,
         scale=aug.SCALE,
         ratio=aug.RATIO,
@@ -68,14 +68,19 @@ def train_transform(config: CfgNode, tracked: bool = False) -> Callable:
         interpolation=aug.INTERPOLATION,
         re_prob=aug.ERASE,
         re_mode=aug.ERASE_MODE,
-        mean=config.DATA.MEAN,
-        std=config.DATA.STD,
-        use_prefetcher=False,
-        separate=tracked,
+        mean=data.MEAN,
+        std=data.STD,
+        use_prefetcher=False,  # which would leave normalisation, and so a part of the work, to the training process
     )
+
+
+def train_transform(config: CfgNode, tracked: bool = False) -> Callable:
+    """PIL image → (C, H, W), augmented; with ``tracked`` also the View, see TrackedTransform."""
+    transform = create_transform(**augmentation(config), separate=tracked)
     if not tracked:
         return transform
-    crop = RecordedCrop(size, aug.SCALE, aug.RATIO, aug.INTERPOLATION)
+    aug = config.AUG
+    crop = RecordedCrop(config.DATA.IMG_SIZE, aug.SCALE, aug.RATIO, aug.INTERPOLATION)
     return TrackedTransform(crop, (aug.HFLIP, aug.VFLIP), Compose(transform[1:]))
 
 

@@ -18,6 +18,7 @@ from elsa.data import TrainLoader
 from elsa.data.images.folders import FolderImages
 from elsa.data.images.loaders import TrainImages
 from elsa.data.images.shards import ShardImages
+from elsa.data.images.transforms import augmentation
 
 
 def timm_loader(config: Any, batches: TrainLoader) -> Callable[[int], DataLoader] | None:
@@ -63,24 +64,6 @@ def _small(image: Any) -> Any:
 
 
 def _loader(config: CfgNode, dataset: Any, batch: int, workers: int) -> DataLoader:
-    aug, data = config.AUG, config.DATA
     return create_loader(
-        dataset,
-        (config.MODEL.IN_CHANS, data.IMG_SIZE, data.IMG_SIZE),
-        batch,
-        is_training=True,
-        re_prob=aug.ERASE,
-        re_mode=aug.ERASE_MODE,
-        scale=aug.SCALE,
-        ratio=aug.RATIO,
-        hflip=aug.HFLIP,
-        vflip=aug.VFLIP,
-        color_jitter=aug.COLOR_JITTER or None,
-        auto_augment=aug.AUTO_AUGMENT or None,
-        interpolation=aug.INTERPOLATION,
-        mean=data.MEAN,
-        std=data.STD,
-        num_workers=workers,
-        use_prefetcher=False,  # which would leave normalisation, and so a part of the work, to the training process
-        persistent_workers=False,
+        dataset, batch_size=batch, num_workers=workers, persistent_workers=False, **augmentation(config)
     )
