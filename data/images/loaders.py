@@ -214,7 +214,7 @@ def train_loader(config: CfgNode, source: Source | IterableDataset, rank: int, w
         # Fresh loader processes each epoch, at least one, so that the order depends on seed and epoch alone.
         common |= dict(num_workers=max(1, data.WORKERS), persistent_workers=False, generator=torch.Generator())
         source.set_loader_cfg(num_workers=common["num_workers"])
-        check_shares(source, common["num_workers"], world_size)
+        check_shares(source, data.DATASET, common["num_workers"], rank, world_size)
         streamed = Streamed(config, source, transform, micro)
         loader = Loader(streamed, batch_size=micro, drop_last=True, **common)
         return TrainLoader(loader, None, images, data.BATCH, accum, bad)

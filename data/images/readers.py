@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset
 from torchvision.datasets import DatasetFolder
 from yacs.config import CfgNode
 
-from elsa.core import DataError, did_you_mean
+from elsa.core import DataError, did_you_mean, logger
 
 from ..listing import endings
 from .folders import ListedFiles
@@ -184,19 +184,37 @@ def _is_local(shard: str) -> bool:
     return shard.endswith(".tar") and not re.match(r"\w+:", shard)
 
 
-def check_shares(source: IterableDataset, workers: int, processes: int) -> None:
-    """Raises DataError where a stream's shards are too few for every process to have one: some would wait for ever.
+def check_shares(source: IterableDataset, name: str, workers: int, rank: int, processes: int) -> None:
+    """Says once what an epoch of shards loses that do not divide evenly among all loader processes.
 
-    Shards are dealt to the loader processes in turn, those of the first training process first.
+    Shards are dealt to the loader processes in turn, those of the first training process first, and each gives as many
+    images as any other: of more shards it leaves images out, fewer it reads again.
+
+    Args:
+        name: DATA.DATASET.
+
+    Raises:
+        DataError: the shards are too few for every training process to have one: some would wait for ever.
     """
     info = getattr(source.reader, "split_info", None)
-    shards = len(getattr(info, "filenames", None) or ())
+    shards, readers = len(getattr(info, "filenames", None) or ()), processes * workers
     if shards and shards <= (processes - 1) * workers:
         served = -(-shards // workers)
         raise DataError(
             f"{shards} shards for {processes} processes with {workers} loader processes each: {processes - served} of "
             f"them would have none. More than ({processes} - 1) × {workers} shards are needed: divide the data into "
             "more, or take fewer processes or a smaller DATA.WORKERS"
+        )
+    few, more = divmod(shards, readers)
+    if rank == 0 and more and name.startswith("wds/"):
+        lost = more * (readers - more) / (readers * shards)
+        fitting = [f"DATA.WORKERS={count}" for count in range(1, workers) if shards % (processes * count) == 0]
+        logger.warning(
+            "%s: %d shards for %d processes × %d loader processes = %d: %d of them read %d and %d read %d, but all "
+            "give as many images, so of an epoch's images up to %.2g%% come twice and as many not at all; instead "
+            "take %s",
+            *(name, shards, processes, workers, readers, more, few + 1, readers - more, few, 100 * lost),
+            ", ".join([f"a multiple of {readers} shards", *fitting[-1:], "or shards on a local disk, read exactly"]),
         )
 
 

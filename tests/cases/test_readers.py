@@ -265,6 +265,33 @@ def test_every_process_needs_a_shard_of_a_stream(shards, config, stream, parts, 
 
 
 @pytest.mark.parametrize(
+    ("parts", "processes", "workers", "said"),
+    [
+        (10, 2, 2, ["10 shards for 2 processes × 2 loader processes = 4: 2 of them read 3 and 2 read 2", "up to 10% come",
+                    "take a multiple of 4 shards, DATA.WORKERS=1, or shards on a local disk"]),
+        (3, 1, 2, ["1 of them read 2 and 1 read 1", "up to 17%", "a multiple of 2 shards, DATA.WORKERS=1, or"]),
+        (3, 2, 0, ["2 processes × 1 loader processes = 2", "a multiple of 2 shards, or shards on a local disk"]),
+        (8, 2, 4, []),
+        (8, 2, 2, []),
+        (5, 1, 0, []),
+    ],
+)  # fmt: skip
+def test_what_a_stream_s_shards_lose_where_they_divide_unevenly_is_said_once(
+    shards, config, stream, caplog, monkeypatch, parts, processes, workers, said
+):
+    monkeypatch.setattr(logger, "propagate", True)
+    shards("train", parts, 20)
+    made = config("DATA.DATASET=wds/x", of("TRAIN", parts, "|20"), f"DATA.WORKERS={workers}", "DATA.BATCH=4", stream)
+    (train,) = open_splits(made, "train")
+    for rank in range(processes):
+        train_loader(made, train, rank, processes)
+    lines = [record.getMessage() for record in caplog.records if "loader processes" in record.getMessage()]
+    assert len(lines) == bool(said)
+    for words in said:
+        assert words in lines[0]
+
+
+@pytest.mark.parametrize(
     ("options", "said"),
     [
         (dict(content=lambda: b"no image"), "give no batch of 2"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from elsa.core import logger
 from elsa.data import DataError, eval_loader, open_splits, train_loader
 from elsa.engine import load_config
 
@@ -237,3 +238,16 @@ def test_webdataset_has_no_label_maps(shards):
     (source,) = open_splits(config, "train")
     with pytest.raises(DataError, match=r"TOKENS\.LABELS needs random access, which DATA\.DATASET wds/shards has not"):
         train_loader(config, source, 0, 1)
+
+
+@pytest.mark.parametrize(("workers", "absent"), [(1, 0), (2, 0), (3, 2)])
+def test_webdataset_images_that_an_epoch_lacks_are_as_many_as_the_start_says(
+    shards, caplog, monkeypatch, workers, absent
+):
+    """4 shards of 3 for 3 loader processes: one reads 6 images, and all give 4."""
+    monkeypatch.setattr(logger, "propagate", True)
+    config = shards.config(f"DATA.WORKERS={workers}", "DATA.BATCH=2")
+    (source,) = open_splits(config, "train")
+    seen = shards.numbers([batch for step in train_loader(config, source, 0, 1).epoch(0) for batch in step])
+    assert (len(seen), 12 - len(set(seen))) == (12, absent)
+    assert (f"up to {absent / 12:.0%} come twice and as many not at all" in caplog.text) == bool(absent)
