@@ -9,6 +9,7 @@ reading them executes nothing (``weights_only``). Entries:
 ``arch``              str: the model's name (a timm name, or the type of a detector or segmentor)
 ``config``            {str: plain value}: the recipe, flat, as values; compared, never evaluated
 ``data``              {"images": int, "classes": [str]}: of the training split
+``global_batch``      int: images per optimizer step, which a resumed run keeps
 ``metric``            str: what the best checkpoint has most of
 ``step``              int: optimizer steps that are done; ``epoch``: int, whole epochs among them
 ``last_eval``         int: the step of the last evaluation

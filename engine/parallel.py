@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -51,9 +51,15 @@ class Parallel:
         """Around forward and backward of a micro-batch: only after the ``last`` one gradients are exchanged."""
         return nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
-    def clip(self, parameters: Iterable[Tensor], limit: float) -> Tensor:
-        """Limits the norm of all gradients together; the norm as it was, a scalar on the device."""
-        return nn.utils.clip_grad_norm_(parameters, limit)
+    def clip(self, parameters: Iterable[Tensor], norms: Sequence[Tensor], limit: float) -> Tensor:
+        """Limits the norm of all gradients together; the norm as it was, a scalar on the device.
+
+        Args:
+            norms: of each gradient.
+        """
+        norm = torch.linalg.vector_norm(torch.stack(list(norms)))
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        return norm
 
     def fit(self, whole: Tensor, like: Tensor) -> Tensor:
         """A tensor that every process has whole, as this process holds ``like``."""
@@ -89,8 +95,8 @@ class Sharded(Parallel):
         assert isinstance(model, FSDPModule)
         return _exchanging(model, last)
 
-    def clip(self, parameters: Iterable[Tensor], limit: float) -> Tensor:
-        return whole_tensor(super().clip(parameters, limit))
+    def clip(self, parameters: Iterable[Tensor], norms: Sequence[Tensor], limit: float) -> Tensor:
+        return whole_tensor(super().clip(parameters, norms, limit))
 
     def fit(self, whole: Tensor, like: Tensor) -> Tensor:
         if not isinstance(like, DTensor):

@@ -3,7 +3,7 @@
 ``shards/step-00000120`` in a run's folder holds what ``last.pt`` would after step 120, ``step-00000120-evaluated``
 beside it the same after the evaluation that follows:
 
-* ``state.pt``: its entries (see ``checkpoint``) without the divided tensors, ``shards``, the CRC-32 of the files beside
+* ``state.pt``: its entries (see ``checkpoint``) without the divided tensors, ``shards``, the sha256 of the files beside
   it, and ``optimized``, the names of the parameters as the optimizer counts them;
 * ``shard-….safetensors``: parts of the parameters, ``state_dict.NAME`` and ``state_dict_ema.NAME``, and of the
   optimizer's state, ``optimizer.KEY.NAME``, as torch.distributed.checkpoint divides them.
@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
-from elsa.core import CheckpointError, logger, write_then_rename
+from elsa.core import CheckpointError, logger, sha256, write_then_rename
 
 from .checkpoint import LAST, PREVIOUS, read_run, save_weights
 from .distributed import Runtime
@@ -39,7 +38,6 @@ from .step import TrainState
 
 FOLDER, STATE, KEPT = "shards", "state.pt", 2
 WEIGHTS, OPTIMIZER = ("state_dict", "state_dict_ema"), "optimizer."
-BLOCK = 2**24
 
 
 class ShardedCheckpoints:
@@ -78,7 +76,7 @@ class ShardedCheckpoints:
             return
         if weights:
             save_weights(self.folder, content, weights, is_best)
-        content["shards"] = {file.name: checksum(file) for file in sorted(path.glob("*.safetensors"))}
+        content["shards"] = {file.name: sha256(file) for file in sorted(path.glob("*.safetensors"))}
         write_then_rename(path / STATE, lambda beside: torch.save(content, beside))
         final = path.with_name(path.name.removeprefix(".").removesuffix(".tmp"))
         shutil.rmtree(final, ignore_errors=True)  # the same, of a run that was killed and began again before it
@@ -175,7 +173,7 @@ def read_state(path: Path, runtime: Runtime) -> dict[str, Any]:
         for name, told in list(content["shards"].items())[runtime.rank :: runtime.world_size]:
             if not (path / name).is_file():
                 raise CheckpointError(f"{path} is damaged: {name} is missing")
-            if checksum(path / name) != told:
+            if sha256(path / name) != told:
                 raise CheckpointError(f"{path / name} is damaged: its checksum is not the one that was written")
     except CheckpointError as error:
         reason = str(error)
@@ -296,17 +294,3 @@ def _read_shards(
             runtime.raise_lost(error)
             raise CheckpointError(f"{path} cannot be read: {_reasons(error)}") from error
     return found
-
-
-def checksum(path: Path) -> int:
-    """CRC-32 of a file."""
-    value = 0
-    with path.open("rb") as stream:
-        for block in _pieces(stream):
-            value = zlib.crc32(block, value)
-    return value
-
-
-def _pieces(stream: Any) -> Iterator[bytes]:
-    while block := stream.read(BLOCK):
-        yield block

@@ -75,7 +75,7 @@ class Step(ABC):
         self.device = next(source.parameters()).device
         self.parallel = parallel or Parallel(Runtime(0, 1, self.device))
         self.clipped = list(source.parameters())  # whose gradients' norm is limited; the norm is a sum in this order
-        self.named = list(source.named_parameters())
+        self.names = {parameter: name for name, parameter in source.named_parameters()}
         weights = {id(parameter) for parameter in self.clipped}
         saved = source.state_dict(keep_vars=True).values()
         self.buffers = [tensor for tensor in saved if id(tensor) not in weights]
@@ -110,10 +110,10 @@ class Step(ABC):
             count += self.count(batch)
 
         self.scaler.unscale_(self.optimizer)
-        gradients = {name: parameter.grad for name, parameter in self.named if parameter.grad is not None}
-        norms = dict(zip(gradients, torch._foreach_norm(list(gradients.values())), strict=True)) if gradients else {}
         limit = float("inf") if self.clip_grad is None else self.clip_grad
-        grad_norm = self.parallel.clip(self.clipped, limit)
+        graded = [parameter for parameter in self.clipped if parameter.grad is not None]
+        norms = torch._foreach_norm([gradient for one in graded if (gradient := one.grad) is not None])
+        grad_norm = self.parallel.clip(graded, norms, limit)
         lr = max(group["lr"] for group in self.optimizer.param_groups)
         skipped = ~torch.isfinite(grad_norm.detach())
         with record_function("update"):
@@ -122,7 +122,8 @@ class Step(ABC):
         shared = [name for name in terms[0] if all(name in parts for parts in terms)]
         means = {name: torch.stack([parts[name].detach() for parts in terms]).mean() for name in shared}
         mean = torch.stack(losses).mean()
-        return StepRecord(mean, grad_norm.detach(), lr, count, skipped, means, norms, scale)
+        named = {self.names[parameter]: norm for parameter, norm in zip(graded, norms, strict=True)}
+        return StepRecord(mean, grad_norm.detach(), lr, count, skipped, means, named, scale)
 
     def loss_scale(self) -> float | None:
         """What the next loss is multiplied by; None without loss scaling. Waits for a GPU."""
