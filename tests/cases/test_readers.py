@@ -267,8 +267,8 @@ def test_every_process_needs_a_shard_of_a_stream(shards, config, stream, parts, 
 @pytest.mark.parametrize(
     ("parts", "processes", "workers", "said"),
     [
-        (10, 2, 2, ["10 shards for 2 processes × 2 loader processes = 4: 2 of them read 3 and 2 read 2", "up to 10% come",
-                    "take a multiple of 4 shards, DATA.WORKERS=1, or shards on a local disk"]),
+        (10, 2, 2, ["10 shards for 2 processes × 2 loader processes = 4: 2 of them read 3 and 2 read 2",
+                    "up to 10% come twice", "take a multiple of 4 shards, DATA.WORKERS=1, or shards on a local disk"]),
         (3, 1, 2, ["1 of them read 2 and 1 read 1", "up to 17%", "a multiple of 2 shards, DATA.WORKERS=1, or"]),
         (3, 2, 0, ["2 processes × 1 loader processes = 2", "a multiple of 2 shards, or shards on a local disk"]),
         (8, 2, 4, []),
