@@ -70,6 +70,15 @@ def test_workers_change_nothing(folder, make_config, workers):
     assert_same_steps(epoch_of(alone, 2), epoch_of(make_config(folder, *RANDOM, f"DATA.WORKERS={workers}"), 2))
 
 
+def test_loader_processes_that_are_spawned_change_nothing(folder, make_config):
+    """They have no memory of the training process's: the folder's index, source and transform are sent."""
+    config = make_config(folder, *RANDOM, "DATA.WORKERS=1")
+    (source,) = open_splits(config, "train")
+    loader = train_loader(config, source, 0, 1)
+    loader.loader.multiprocessing_context = "spawn"
+    assert_same_steps(epoch_of(config, 2), epoch_of(config, 2, loader=loader))
+
+
 @pytest.mark.parametrize(("world_size", "accum"), [(2, 1), (4, 1), (1, 2), (2, 2), (1, 4)])
 def test_processes_and_accumulation_change_nothing(folder, make_config, world_size, accum):
     config = make_config(folder, *RANDOM)
