@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,3 +80,25 @@ def _write_coco(root: Path, names: tuple[str, ...], train: int = 8, val: int = 3
 def write_coco():
     """``write_coco(root, class names, train=8, val=3)``: a small data set in COCO's layout."""
     return _write_coco
+
+
+class GraphCounter:
+    """A backend of torch.compile that computes as without a compiler, and counts graphs."""
+
+    graphs = 0
+
+    def __call__(self, graph, inputs):
+        self.graphs += 1
+        return graph.forward
+
+    def since(self):
+        """Graphs that were made since it was last asked."""
+        graphs, self.graphs = self.graphs, 0
+        return graphs
+
+
+@pytest.fixture
+def counter():
+    torch._dynamo.reset()
+    yield GraphCounter()
+    torch._dynamo.reset()

@@ -38,28 +38,6 @@ class Network(nn.Module):
         return self.head(x)
 
 
-class Counter:
-    """A backend that computes as without a compiler and counts graphs."""
-
-    def __init__(self):
-        self.graphs = 0
-
-    def __call__(self, graph, inputs):
-        self.graphs += 1
-        return graph.forward
-
-    def since(self):
-        graphs, self.graphs = self.graphs, 0
-        return graphs
-
-
-@pytest.fixture
-def counter():
-    torch._dynamo.reset()
-    yield Counter()
-    torch._dynamo.reset()
-
-
 @pytest.fixture
 def alone():
     """A process group of one."""

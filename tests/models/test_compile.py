@@ -18,26 +18,6 @@ SMALL_VOLO = dict(layers=(1, 1, 1, 1), embed_dims=(16, 32), num_heads=(1, 2), st
 NAMES = ("elsa_swin_base", "elsa_volo_d1", "swin_tiny_patch4_window7_224", "volo_d1_224")
 
 
-@pytest.fixture
-def counter():
-    """``counter.backend`` computes as without a compiler; ``counter.since()``: graphs made since it was last asked."""
-    torch._dynamo.reset()
-
-    class Counter:
-        graphs = 0
-
-        def backend(self, graph, inputs):
-            self.graphs += 1
-            return graph.forward
-
-        def since(self):
-            graphs, self.graphs = self.graphs, 0
-            return graphs
-
-    yield Counter()
-    torch._dynamo.reset()
-
-
 def small(name):
     """The network with its own kinds of blocks, few of them; windows of the last stage are shifted."""
     common = dict(num_classes=5, img_size=64, drop_path_rate=0.3)
@@ -68,14 +48,14 @@ def computed(network, *inputs):
 def test_a_network_is_one_graph(name, counter):
     network, x = small(name), torch.randn(2, 3, 64, 64)
     expected = computed(network, x)
-    compile_parts([network], backend=counter.backend)
+    compile_parts([network], backend=counter)
     assert all(torch.equal(a, b) for a, b in zip(computed(network, x), expected, strict=True))
     assert counter.graphs == 1
 
 
 def test_smaller_last_batches_of_an_evaluation_share_a_graph(counter):
     network = small("elsa_swin_nano")
-    compile_parts([network], backend=counter.backend)
+    compile_parts([network], backend=counter)
     network(torch.randn(4, 3, 64, 64)).sum().backward()
     assert counter.since() == 1
     network.eval()
@@ -100,7 +80,7 @@ def test_smaller_last_batches_of_an_evaluation_share_a_graph(counter):
 )
 def test_blocks_take_maps_of_any_size(block, counter):
     block = block(16, 2, mlp_ratio=1, drop_path=0.3)
-    compile_parts([block], dynamic=True, backend=counter.backend)
+    compile_parts([block], dynamic=True, backend=counter)
     block(torch.randn(2, 9, 13, 16)).sum().backward()
     assert counter.graphs == 1
     with torch.compiler.set_stance("fail_on_recompile"):
@@ -116,7 +96,7 @@ def test_blocks_take_maps_of_any_size(block, counter):
 def test_token_labels_and_any_box_are_one_graph(counter):
     network, criterion = small("elsa_volo_nano"), TokenLabelLoss(ground_truth=True)
     plain = copy.deepcopy(network)
-    compile_parts([network], backend=counter.backend)
+    compile_parts([network], backend=counter)
     compile_parts([criterion], backend="eager")
     x, own, tokens = torch.randn(4, 3, 64, 64), torch.eye(5)[:4], torch.rand(4, 16, 5).softmax(-1)
     for box, kept in (((0, 0, 1, 1), 0.75), ((1, 0, 2, 2), 0.5), ((0, 0, 0, 0), 1.0)):
