@@ -17,9 +17,8 @@ from yacs.config import CfgNode
 
 from elsa.core import DataError, did_you_mean, logger
 
-from ..listing import endings
 from .folders import ListedFiles
-from .shards import ShardImages, index_path, open_shards
+from .shards import ShardImages, image_keys, index_path, open_shards
 
 PREFIXES = ("torch", "hfds", "wds", "hfids", "tfds")
 READ_WHOLE = ("wds", "hfids")  # streams of images as their files are, not yet converted
@@ -101,7 +100,7 @@ def _keys(prefix: str, path: str, data: CfgNode, split: str) -> dict[str, str]:
     if prefix == "hfds":
         keys = _columns(path, data, split)
     elif prefix == "wds" and not data.IMAGE_KEY:
-        keys["input_key"] = ";".join(sorted(ending[1:] for ending in endings()))
+        keys["input_key"] = image_keys()
     return {name: key for name, key in keys.items() if key}
 
 

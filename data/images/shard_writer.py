@@ -19,7 +19,7 @@ from elsa.core import mix_seed, write_then_rename
 from ..decode import BECAUSE, UnreadableImage, decode, verify
 from ..flat import Texts
 from ..listing import endings
-from .shards import ShardImages, open_shards
+from .shards import ShardImages, image_keys, index_shard, open_shards
 from .sources import Source
 
 BLOCK = 512  # of a tar file: a header, and what contents are filled up to
@@ -56,10 +56,16 @@ class Shards:
         return self.order[number * self.per_shard : (number + 1) * self.per_shard].tolist()
 
     def write(self, number: int) -> list[str]:
-        """Writes a shard, unless it is there; what is said of images that cannot be read, which are left out."""
+        """Writes a shard, unless it is there; what is said of images that cannot be read, which are left out.
+
+        Raises:
+            DataError: what is there is not whole.
+        """
         path, bad = self.path(number), list[str]()
         if path.exists():
-            return bad
+            there = {os.path.splitext(name)[0] for name in index_shard(path, image_keys(), "").names}
+            lacking = [index for index in self.members(number) if self.keys[index] not in there]
+            return [f"{self.source.name(index)}{BECAUSE}{path.name} was written without it" for index in lacking]
 
         def fill(beside: Path) -> None:
             with tarfile.open(beside, "w", format=tarfile.PAX_FORMAT) as archive:
@@ -92,8 +98,7 @@ class Shards:
             DataError: a shard that is not whole.
         """
         paths = [self.path(number) for number in range(len(self))]
-        wanted = ";".join(sorted(ending[1:] for ending in endings()))
-        return open_shards(paths, None, wanted, "", workers)[0]
+        return open_shards(paths, None, image_keys(), "", workers)[0]
 
 
 def plan_shards(source: Source, folder: Path, split: str, name: str, size: int, seed: int | None) -> Shards:

@@ -28,6 +28,7 @@ from torch import Tensor
 from elsa.core import DataError, logger, write_then_rename
 
 from ..flat import Integers, Texts
+from ..listing import endings
 from ..survey import silent, survey
 
 WINDOW = 32  # shards whose samples are mixed
@@ -108,6 +109,11 @@ class ShardImages:
             members = torch.cat([torch.arange(self.starts[shard], self.starts[shard + 1]) for shard in window])
             parts.append(members[torch.randperm(len(members), generator=generator)])
         return torch.cat(parts)
+
+
+def image_keys() -> str:
+    """Endings of all images that can be read, as ``open_shards`` takes them."""
+    return ";".join(sorted(ending[1:] for ending in endings()))
 
 
 def open_shards(

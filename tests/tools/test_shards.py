@@ -165,6 +165,7 @@ def test_unreadable_images_are_left_out_up_to_a_number_and_writing_goes_on(image
     assert not (make.output / "_info.json").exists()
     before = {path: path.stat().st_mtime_ns for path in make.output.glob("*-train-*.tar")}
     assert before
+    refused(make(images, "--max-bad", "0"), "1 images cannot be read (--max-bad is 0)", str(bad), "written without it")
     refused(make(images, "--shuffle", "3"), "the beginning of other shards")
     cut = make.output / ".shards-validation-000000.tar.1.tmp"
     cut.write_bytes(b"what a killed process leaves")
