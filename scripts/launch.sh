@@ -1,11 +1,11 @@
 # Sourced by the launchers: how many processes this machine gets, and what is added to the user's arguments.
 
-# The value of a variable, which must be a number: number NAME DEFAULT LEAST
+# The value of a variable, which must be a number: number NAME DEFAULT LEAST [MOST]
 number() {
   local value=${!1:-$2}
   case $value in *[!0-9]* | ?????????*) value='' ;; esac
-  if [ "${value:--1}" -lt "$3" ]; then
-    echo "error: $1 must be a number from $3 on, got '${!1}'" >&2
+  if [ "${value:--1}" -lt "$3" ] || [ "$value" -gt "${4:-99999999}" ]; then
+    echo "error: $1 must be a number from $3 ${4:+to }${4:-on}, got '${!1}'" >&2
     return 2
   fi
   echo "$((10#$value))"
@@ -18,7 +18,7 @@ processes() {
     number GPUS 1 1
     return
   fi
-  if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then # numbers, or names of GPUs or of parts of them (MIG), up to the first -1
+  if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then # numbers, or names of GPUs or their parts (MIG), up to the first -1
     IFS=, read -r -a names <<<"$CUDA_VISIBLE_DEVICES" || true
     for name in "${names[@]}"; do
       case ${name// /} in -* | "") break ;; esac

@@ -8,6 +8,6 @@ source "$(dirname "$0")/launch.sh"
 : "${HEAD:?HEAD must name the first node}" "${NODES:?NODES must tell how many nodes there are}"
 job=$(job "$@")
 nodes=$(number NODES 1 1)
-port=$(number PORT $((20000 + job % 12000)) 1)
+port=$(number PORT $((20000 + job % 12000)) 1 65535)
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # else processes that are started again read what the dead ones left
 launch --nnodes="$nodes" --rdzv-backend=c10d --rdzv-endpoint="$HEAD:$port" --rdzv-id="${RDZV_ID:-elsa-$job}" -- "$@"

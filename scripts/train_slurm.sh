@@ -13,7 +13,10 @@
 # that and requeues the job, which goes on where it was. docs/launch.md has the rest.
 set -euo pipefail
 scripts=${SLURM_SUBMIT_DIR:-.}/scripts
-[ -e "$scripts/launch.sh" ] || { echo "error: $scripts is not there; submit from the folder that has scripts/" >&2 && exit 2; }
+if [ ! -e "$scripts/launch.sh" ]; then
+  echo "error: $scripts is not there; submit from the folder that has scripts/" >&2
+  exit 2
+fi
 source "$scripts/launch.sh"
 read -r HEAD < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export HEAD NODES=$SLURM_NNODES RDZV_ID=$SLURM_JOB_ID PORT=${PORT:-$((20000 + SLURM_JOB_ID % 12000))}

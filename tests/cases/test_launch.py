@@ -211,7 +211,8 @@ def test_a_node_starts_as_many_processes_as_the_job_sees_gpus(script, environmen
         ("RESTARTS", "-1", "RESTARTS must be a number from 0 on, got '-1'"),
         ("SHUTDOWN_TIMEOUT", "1.5", "SHUTDOWN_TIMEOUT must be a number from 1 on, got '1.5'"),
         ("NODES", "two", "NODES must be a number from 1 on, got 'two'"),
-        ("PORT", "29500x", "PORT must be a number from 1 on, got '29500x'"),
+        ("PORT", "29500x", "PORT must be a number from 1 to 65535, got '29500x'"),
+        ("PORT", "70000", "PORT must be a number from 1 to 65535, got '70000'"),
     ],
 )
 def test_a_variable_that_is_no_number_is_refused(script, name, value, said):
