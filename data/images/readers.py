@@ -208,12 +208,13 @@ def check_shares(source: IterableDataset, name: str, workers: int, rank: int, pr
     if rank == 0 and more and name.startswith("wds/"):
         lost = more * (readers - more) / (readers * shards)
         fitting = [f"DATA.WORKERS={count}" for count in range(1, workers) if shards % (processes * count) == 0]
+        cures = (f"a multiple of {readers} shards", *fitting[-1:], "or plain .tar files on a local disk, read exactly")
         logger.warning(
             "%s: %d shards for %d processes × %d loader processes = %d: %d of them read %d and %d read %d, but all "
             "give as many images, so of an epoch's images up to %.2g%% come twice and as many not at all; instead "
             "take %s",
             *(name, shards, processes, workers, readers, more, few + 1, readers - more, few, 100 * lost),
-            ", ".join([f"a multiple of {readers} shards", *fitting[-1:], "or shards on a local disk, read exactly"]),
+            ", ".join(cures),
         )
 
 
