@@ -33,7 +33,8 @@ class Shards:
 
     Attributes:
         split: its name in the info file; name: what the files' names begin with.
-        per_shard: samples of every shard but the last; order: positions in ``source`` as they are written.
+        sample_bytes: what a sample takes, on average; per_shard: samples of every shard but the last.
+        order: positions in ``source`` as they are written.
         keys: what each image is called in a shard: as its file where that is clear, so that label maps made for
             folders belong to shards too.
     """
@@ -42,6 +43,7 @@ class Shards:
     folder: Path
     split: str
     name: str
+    sample_bytes: float
     per_shard: int
     order: Tensor
     keys: Texts
@@ -110,11 +112,11 @@ def plan_shards(source: Source, folder: Path, split: str, name: str, size: int, 
     count = len(source)
     generator = torch.Generator().manual_seed(mix_seed(seed or 0, split))
     order = torch.arange(count) if seed is None else torch.randperm(count, generator=generator)
-    per_shard = max(1, round(size / sample_bytes(source)))
-    return Shards(source, folder, split, name, per_shard, order, Texts(_keys(source)))
+    each = _sample_bytes(source)
+    return Shards(source, folder, split, name, each, max(1, round(size / each)), order, Texts(_keys(source)))
 
 
-def sample_bytes(source: Source) -> float:
+def _sample_bytes(source: Source) -> float:
     """What a sample takes in a shard, on average."""
     sizes = []
     for index in range(0, len(source), max(1, len(source) // LOOKED_AT)):

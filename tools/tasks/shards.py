@@ -15,7 +15,7 @@ from elsa.core import ConfigError, DataError, Progress, logger, make_folder, swe
 from elsa.data import BadImages, Source, open_splits
 from elsa.data.images.classes import order_classes
 from elsa.data.images.folders import ListedFiles, find_split, open_folders
-from elsa.data.images.shard_writer import Shards, plan_shards, sample_bytes
+from elsa.data.images.shard_writer import Shards, plan_shards
 from elsa.data.images.shards import index_path, write_index
 from elsa.data.survey import silent, survey
 
@@ -60,11 +60,11 @@ def make_shards(args: argparse.Namespace) -> None:
     sources = open_sources(args)
     if (args.output / INFO).exists():
         raise ConfigError(f"--output {args.output} holds shards already; choose another, or remove it")
-    _check_room(sources, args.output)
     planned = []
     for name, source in sources.items():
         seed = args.shuffle if name == "train" else None
         planned.append(plan_shards(source, args.output, SPLITS[name], args.name, args.size_mb * MB, seed))
+    _check_room(planned, args.output)
     make_folder(args.output)
     _claim(args.output, planned)
     bad = BadImages(args.max_bad, "--max-bad")
@@ -73,7 +73,7 @@ def make_shards(args: argparse.Namespace) -> None:
         for number, told in survey(shards.write, range(len(shards)), args.workers, silent, "shards", chunk=1):
             progress.advance(len(shards.members(number)))
             bad.add(told)
-            bad.merge([{}])
+            bad.merge(())  # there is no other process that met any
     progress.close()
     _conclude(args, planned, next(iter(sources.values())).classes)
 
@@ -97,10 +97,10 @@ def _conclude(args: argparse.Namespace, planned: list[Shards], classes: list[str
     logger.info("%s: train with --set DATA.DATASET=wds/%s DATA.ROOT=%s", args.output, args.name, args.output)
 
 
-def _check_room(sources: dict[str, Source], folder: Path) -> None:
+def _check_room(planned: list[Shards], folder: Path) -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     there = sum(path.stat().st_size for path in folder.glob("*.tar")) if folder.is_dir() else 0
-    needed = sum(len(source) * sample_bytes(source) for source in sources.values()) - there
+    needed = sum(len(shards.order) * shards.sample_bytes for shards in planned) - there
     if needed > (free := shutil.disk_usage(existing).free):
         raise ConfigError(f"--output {folder}: the shards take about {needed / MB:.0f} MB, {free / MB:.0f} MB are free")
 
