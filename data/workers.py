@@ -120,17 +120,16 @@ def start(_worker: int) -> None:
     """
     gc.freeze()
     signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)
-    training = multiprocessing.parent_process()  # not the parent where a server forks loader processes
-    threading.Thread(target=_heed, args=(training,), daemon=True).start()
+    threading.Thread(target=_heed, daemon=True).start()
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_not_handed_over)
 
 
-def _heed(training: multiprocessing.process.BaseProcess | None) -> None:
+def _heed() -> None:
     """Ends this process when its training process says so, or is no more."""
-    parent = training.pid if training else os.getppid()
-    while training is None or training.is_alive():
+    training = multiprocessing.parent_process()  # os.getppid() may be that of a server which forks loader processes
+    while training.is_alive():
         request = signal.sigtimedwait(REQUESTS, LOOK)
-        if request is not None and request.si_pid == parent:
+        if request is not None and request.si_pid == training.pid:
             break
     os._exit(0)
 
