@@ -182,5 +182,5 @@ def test_an_index_holds_no_objects(write, tmp_path):
     path = index_path(tmp_path, "train")
     write("train", COUNT)
     np.savez(path, shards=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot be read: Object arrays cannot be loaded when allow_pickle=False"):
         read_index(path, [])
