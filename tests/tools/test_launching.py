@@ -37,6 +37,7 @@ def slurm(tmp_path, monkeypatch):
         (["--partiton", "a100"], "unknown argument '--partiton'; did you mean --partition?"),
         (["--overwrit"], "unknown argument '--overwrit'; did you mean --overwrite?"),
         (["--time", "two days"], "must be a time as Slurm writes it"),
+        (["--device", "gpu"], "invalid choice: 'gpu'"),
         (["--gpus", "0"], "must be a number from 1 on, got '0'"),
         (["--executor", "local", "--nodes", "2"], "--executor local has one node, and --nodes is 2"),
         (["--slurm", "exclude"], "--slurm 'exclude' must be KEY=VALUE"),
@@ -58,6 +59,24 @@ def test_what_is_missing_is_named(tool, refused, config, tmp_path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "submitit" else find(name))
     refused(tool(*arguments), "submitit is not installed: pip install")
+
+
+def test_a_job_that_slurm_refuses_leaves_nothing(slurm, tool, refused, config, tmp_path):
+    (tmp_path / "bin/sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition: a1' >&2; exit 1\n")
+    arguments = ("launch", config, "--output", tmp_path / "run", "--partition", "a1")
+    refused(tool(*arguments), "--executor slurm does not take the job: sbatch: error: invalid partition: a1")
+    assert not (tmp_path / "run").exists()
+    kept = tmp_path / "run/logs/4710_0_log.err"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    assert tool(*arguments).code == 2
+    assert kept.exists(), "of a job before"
+
+
+def test_a_recipe_is_printed_and_nothing_submitted(slurm, tool, config, tmp_path):
+    outcome = tool("launch", config, "--output", tmp_path / "run", "--print-config")
+    assert (outcome.code, outcome.out) == (0, tool("train", config, "--print-config").out)
+    assert not slurm.exists() and not (tmp_path / "run").exists()
 
 
 def test_what_slurm_is_asked_for(slurm, tool, config, tmp_path):
@@ -119,7 +138,7 @@ def test_in_this_process(tool, config, tmp_path):
 def test_a_job_that_is_told_to_save_is_requeued_and_goes_on(tool, config, tmp_path):
     """Two processes; the signal comes as Slurm sends it before the limit, to each of them."""
     run = tmp_path / "run"
-    many = ["--set", "TRAIN.EPOCHS=20", "LOG.SAVE_STEPS=2"]
+    many = ["--set", "TRAIN.EPOCHS=8", "LOG.SAVE_STEPS=2"]
     outcome = tool("launch", config, "--output", run, *LOCAL, "--gpus", 2, *many)
     assert outcome.code == 0, outcome.err
     job = int(outcome.out.split()[1].rstrip(":"))
@@ -131,7 +150,7 @@ def test_a_job_that_is_told_to_save_is_requeued_and_goes_on(tool, config, tmp_pa
         os.waitpid(job, 0)
         log = Path(outcome.out.split("tail -F ")[1].splitlines()[0]).read_text()
         assert "stopped after step" in log and "resumed after step" in log, log
-        assert json.loads((run / "summary.json").read_text())["iterations"] == 120
+        assert json.loads((run / "summary.json").read_text())["iterations"] == 48
         assert len(json.loads((run / "environment.json").read_text())) == 2
     finally:
         for pid in [*tasks(job), job]:

@@ -13,6 +13,7 @@ import importlib.util
 import io
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -38,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--executor", choices=("slurm", "local", "debug"), default="slurm", help=executors)
     add("--nodes", type=count, default=1, metavar="N", help="(default 1)")
     add("--gpus", type=count, default=8, metavar="N", help="GPUs of each node, and processes (default 8)")
-    add("--device", default="auto", help="auto, cpu or cuda; with cpu no GPUs are asked for")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="with cpu no GPUs are asked for")
     add("--cpus", type=count, metavar="N", help="CPUs of each process, its loader processes included")
     add("--mem", metavar="SIZE", help="memory of each node: 480G; 0 is all")
     add("--time", type=minutes, default=day, help="limit, as Slurm writes it: 2-00:00:00 (default one day)")
@@ -73,12 +74,15 @@ def minutes(text: str) -> int:
 
 
 def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
-    """The launcher's options, and the arguments of train, which have been checked with the recipe.
+    """The launcher's options, and the arguments of train, which have been checked with the recipe; with
+    --print-config it is printed, and ends here.
 
     Raises:
         ConfigError: a mistake in any of them.
     """
     args, rest = parser.parse_known_args()
+    if "--print-config" in rest:
+        train(rest)
     if args.output is None:
         raise ConfigError("--output DIR is needed: where checkpoints and logs go")
     if odd := [pair for pair in args.slurm if not re.fullmatch(r"[a-z][\w-]*=.+", pair)]:
@@ -132,11 +136,16 @@ def submit(args: argparse.Namespace, arguments: list[str]) -> None:
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the job has this environment
     folder = args.output / "logs"
+    first = not folder.exists()
     try:
         executor = submitit.AutoExecutor(folder, args.executor, slurm_max_num_timeout=TIMEOUTS)
         executor.update_parameters(**_parameters(args))
         job = executor.submit(Job(arguments))
     except (RuntimeError, OSError, submitit.core.utils.FailedJobError) as error:
+        if first:  # what submitit has written for a job that there will not be
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                args.output.rmdir()
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise ConfigError(f"--executor {args.executor} does not take the job: {reason}") from error
     if args.executor == "debug":
