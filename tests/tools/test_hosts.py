@@ -52,20 +52,8 @@ def hosts():
         for host in both:
             ip("netns", "add", host.name)
             made.append(host)
-        ip(
-            "link",
-            "add",
-            "wire1",
-            "netns",
-            both[0].name,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "wire2",
-            "netns",
-            both[1].name,
-        )
+        one, two = (f"{host.wire} netns {host.name}" for host in both)
+        ip(*f"link add {one} type veth peer name {two}".split())
         for host in both:
             ip("-n", host.name, "addr", "add", f"{host.address}/24", "dev", host.wire)
             for device in (host.wire, "lo"):

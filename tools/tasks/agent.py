@@ -38,7 +38,7 @@ from .rendezvous import meet
 MISTAKE = 2  # exit code of a user's mistake
 REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SIGN = re.compile(r"(?:\[rank \d+\] )?")
-GRACE = 3.0  # seconds within which a repeated signal is the same request
+GRACE = 3.0  # seconds within which a repeated signal is the same request, as for engine.StopRequest
 
 
 class Agent(LocalElasticAgent):
@@ -184,6 +184,7 @@ def _run(args: Namespace) -> int:
     given = args.rdzv_conf
     for number in range(args.max_restarts + 1):
         first = args.standalone or meet(args.rdzv_endpoint, args.rdzv_id, args.nnodes)
+        # torchrun is told only what it does not see itself: once told, it fails where another agent here is quicker
         if not args.standalone and not (first and _matches_machine_hostname(args.rdzv_endpoint.rpartition(":")[0])):
             args.rdzv_conf = ",".join(filter(None, [f"is_host={first}", given]))
         try:
