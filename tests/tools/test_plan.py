@@ -10,11 +10,10 @@ import yaml
 
 from elsa.engine.memory import Activations, Memory
 from elsa.tools.tasks import planning
+from elsa.tools.tasks.outlook import told
 
-RECIPES = ["config", "detector", "segmentor"]
-KEYS = {"config": ("DATA.BATCH", "TRAIN.ACCUM", "TRAIN.LR_RULE"),
-        "detector": ("global_batch", "optim_wrapper.accumulative_counts", "run.lr_rule")}  # fmt: skip
-KEYS["segmentor"] = KEYS["detector"]
+SHORT = ("TRAIN.EPOCHS=1", "TRAIN.WARMUP_EPOCHS=0")
+TWO = "optim_wrapper.accumulative_counts=2"
 
 
 def plan_of(folder):
@@ -43,33 +42,73 @@ def gpu_of(monkeypatch):
     return call
 
 
-@pytest.mark.parametrize(("name", "batch", "room", "accumulate"), [("config", 8, 5, 2), ("detector", 2, 1, 2),
-                                                                   ("segmentor", 4, 2, 2)])  # fmt: skip
-def test_the_fewest_micro_batches_that_fit(tool, request, tmp_path, gpu_of, name, batch, room, accumulate):
-    recipe, (key, *_) = request.getfixturevalue(name), KEYS[name]
-    length = "TRAIN.EPOCHS=2" if name == "config" else "train_cfg.max_iters=1"
-    options = [length, f"{key}={batch}"]
-    if name == "detector":
-        options = ["train_cfg.max_epochs=1", f"{key}={batch}"]
-    gpu_of(1e6, room)
-    outcome = tool("train", recipe, "--output", tmp_path / "run", "--set", *options)
-    assert outcome.code == 0, outcome.err
-    plan = plan_of(tmp_path / "run")
+def check_fewest(outcome, folder, batch, accumulate, room):
+    """The run has the fewest micro-batches of which ``room`` images fit, by the estimate that it tells."""
+    plan = plan_of(folder)
     assert (plan["global_batch"], plan["accumulate"], plan["micro_batch"]) == (batch, accumulate, batch // accumulate)
     assert plan["memory"]["usable"] == 100 + room * 1e6
     assert plan["memory"]["total"] == 100 + batch // accumulate * 1e6
     assert "memory of a process, estimated" in outcome.err
     assert any("the fewest that fit" in line for line in plan["adapted"])
-    saved = next(path for path in (tmp_path / "run").glob("config.*"))
-    if name == "config":
-        assert yaml.safe_load(saved.read_text())["TRAIN"]["ACCUM"] is None  # nothing is written back
+    if (folder / "config.yaml").exists():
+        assert yaml.safe_load((folder / "config.yaml").read_text())["TRAIN"]["ACCUM"] is None  # nothing is written back
     else:
-        assert "accumulative_counts" not in saved.read_text()
+        assert "accumulative_counts" not in (folder / "config.py").read_text()
+
+
+def check_rescaled(folder, key, batch, lr):
+    """The run has an image less in its batch than the recipe, and a learning rate that is as much smaller."""
+    plan = plan_of(folder)
+    assert plan["global_batch"] == batch - 1
+    assert plan["lr"] == pytest.approx(lr * (batch - 1) / batch)
+    assert plan["steps_per_epoch"] == plan["train_images"] // (batch - 1)
+    assert any(f"{key} {batch} → {batch - 1} for 1 processes, rounded down" in line for line in plan["adapted"])
+    content = torch.load(folder / "last.pt", weights_only=True)
+    assert content["config"][key] == batch and content["global_batch"] == batch - 1
+
+
+@pytest.mark.parametrize(("name", "options", "batch", "room"), [
+    ("config", SHORT, 8, 5),
+    ("segmentor", ["train_cfg.max_iters=1", "global_batch=4"], 4, 2),
+])  # fmt: skip
+def test_the_fewest_micro_batches_that_fit(tool, request, tmp_path, gpu_of, name, options, batch, room):
+    gpu_of(1e6, room)
+    outcome = tool("train", request.getfixturevalue(name), "--output", tmp_path / "run", "--set", *options)
+    assert outcome.code == 0, outcome.err
+    check_fewest(outcome, tmp_path / "run", batch, 2, room)
+
+
+@pytest.mark.parametrize(("name", "options", "rule", "key", "batch", "lr"), [
+    ("config", [*SHORT, "TRAIN.ACCUM=1"], "TRAIN.LR_RULE", "DATA.BATCH", 7, 3e-3),
+    ("segmentor", ["train_cfg.max_iters=1", TWO, "optim_wrapper.optimizer.lr=1e-3"], "run.lr_rule", "global_batch", 5,
+     1e-3),
+])  # fmt: skip
+def test_learning_rates_follow_a_batch_that_had_to_change(tool, request, tmp_path, name, options, rule, key, batch, lr):
+    """Mixup makes 7 images 6; two micro-batches make 5 images 4."""
+    recipe, options = request.getfixturevalue(name), ["--set", f"{key}={batch}", *options]
+    assert tool("train", recipe, "--output", tmp_path / "no", *options).code == 2
+    assert not (tmp_path / "no").exists()
+    outcome = tool("train", recipe, "--output", tmp_path / "run", *options, f"{rule}=linear")
+    assert outcome.code == 0, outcome.err
+    check_rescaled(tmp_path / "run", key, batch, lr)
+
+
+def test_a_detector_does_both(tool, detector, tmp_path, gpu_of):
+    """Of 5 images, which go together by twos, 2 have room at a time: two micro-batches make 4."""
+    gpu_of(1e6, 2)
+    options = ["--set", "global_batch=5", "optim_wrapper.optimizer.lr=0.001", "train_cfg.max_epochs=1"]
+    assert tool("train", detector, "--output", tmp_path / "no", *options, TWO).code == 2
+    assert not (tmp_path / "no").exists()
+    options += ["run.lr_rule=linear", "train_dataloader.aspect_group=2"]
+    outcome = tool("train", detector, "--output", tmp_path / "run", *options)
+    assert outcome.code == 0, outcome.err
+    check_fewest(outcome, tmp_path / "run", 4, 2, 2)
+    check_rescaled(tmp_path / "run", "global_batch", 5, 1e-3)
 
 
 def test_what_does_not_fit_is_said_with_cures(tool, config, tmp_path, gpu_of):
     gpu_of(1e6, 1)  # mixup needs two at a time
-    outcome = tool("train", config, "--output", tmp_path / "run", "--set", "TRAIN.EPOCHS=2")
+    outcome = tool("train", config, "--output", tmp_path / "run", "--set", *SHORT)
     assert outcome.code == 0, outcome.err
     plan = plan_of(tmp_path / "run")
     assert plan["micro_batch"] == 2
@@ -83,42 +122,20 @@ def test_an_estimate_that_cannot_be_made_is_said(tool, config, tmp_path, monkeyp
 
     monkeypatch.setattr(planning, "usable_memory", lambda device: 1e12)
     monkeypatch.setattr(planning, "measure", fails)
-    outcome = tool("train", config, "--output", tmp_path / "run", "--set", "TRAIN.EPOCHS=2")
+    outcome = tool("train", config, "--output", tmp_path / "run", "--set", *SHORT)
     assert outcome.code == 0, outcome.err
     assert "memory is not estimated (RuntimeError: depends on numbers)" in outcome.err
     assert plan_of(tmp_path / "run")["accumulate"] == 1
 
 
-def test_on_a_cpu_nothing_is_estimated(tool, config, tmp_path):
-    assert tool("train", config, "--output", tmp_path / "run", "--set", "TRAIN.EPOCHS=2").code == 0
-    plan = plan_of(tmp_path / "run")
+@pytest.mark.parametrize("task", ["classification"], indirect=True)
+def test_on_a_cpu_nothing_is_estimated(whole):
+    plan = plan_of(whole)
     assert (plan["accumulate"], plan["memory"], plan["adapted"]) == (1, None, [])
 
 
-@pytest.mark.parametrize(("name", "batch"), [("config", 7), ("detector", 5), ("segmentor", 5)])
-def test_learning_rates_follow_a_batch_that_had_to_change(tool, request, tmp_path, name, batch):
-    """Mixup makes 7 images 6; two micro-batches make 5 images 4."""
-    recipe, (key, accumulate, rule) = request.getfixturevalue(name), KEYS[name]
-    short = {"config": ["TRAIN.EPOCHS=2", "TRAIN.ACCUM=1"], "detector": ["train_cfg.max_epochs=1"],
-             "segmentor": ["train_cfg.max_iters=2"]}[name]  # fmt: skip
-    more = short + ([] if name == "config" else [f"{accumulate}=2", "optim_wrapper.optimizer.lr=0.001"])
-    assert tool("train", recipe, "--output", tmp_path / "no", "--set", f"{key}={batch}", *more).code == 2
-    assert not (tmp_path / "no").exists()
-    options = ["--set", f"{key}={batch}", f"{rule}=linear", *more]
-    outcome = tool("train", recipe, "--output", tmp_path / "run", *options)
-    assert outcome.code == 0, outcome.err
-    plan = plan_of(tmp_path / "run")
-    lr = 3e-3 if name == "config" else 1e-3
-    assert plan["global_batch"] == batch - 1
-    assert plan["lr"] == pytest.approx(lr * (batch - 1) / batch)
-    assert plan["steps_per_epoch"] == plan["train_images"] // (batch - 1)
-    assert any(f"{key} {batch} → {batch - 1} for 1 processes, rounded down" in line for line in plan["adapted"])
-    content = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
-    assert content["config"][key] == batch and content["global_batch"] == batch - 1
-
-
 def test_a_resumed_run_keeps_the_batch_that_it_had(tool, refused, config, tmp_path):
-    options = ["--output", tmp_path / "run", "--set", "TRAIN.EPOCHS=2", "DATA.BATCH=7", "TRAIN.LR_RULE=sqrt"]
+    options = ["--output", tmp_path / "run", "--set", *SHORT, "DATA.BATCH=7", "TRAIN.LR_RULE=sqrt"]
     assert tool("train", config, *options).code == 0
     assert tool("train", config, *options, "TRAIN.ACCUM=3", "--resume", "auto").code == 0  # 3 × 2
     assert plan_of(tmp_path / "run")["global_batch"] == 6
@@ -149,8 +166,10 @@ def test_elsa_swin_on_eight_gpus(tool):
 
 
 def test_the_rule_on_six_gpus_and_accumulation_on_small_ones(tool):
-    plan = foreseen(tool, "digits_elsa_swin_nano", "--gpus", "6", "--memory", "0.05", "--set", "DATA.BATCH=1024",
-                    "TRAIN.LR_RULE=linear", "TRAIN.LR=1e-3")  # fmt: skip
+    arguments = ("digits_elsa_swin_nano", "--gpus", "6", "--memory", "0.05", "--set", "DATA.BATCH=1024",
+                 "TRAIN.LR_RULE=linear", "TRAIN.LR=1e-3")  # fmt: skip
+    plan = foreseen(tool, *arguments)
+    assert tool("plan", *arguments).out.splitlines() == list(told(plan))
     assert plan["accumulate"] > 1 and plan["fits"]
     assert plan["global_batch"] % (6 * plan["accumulate"]) == 0
     assert plan["learning_rates"]["TRAIN.LR"] == pytest.approx(1e-3 * plan["global_batch"] / 1024)
@@ -159,11 +178,11 @@ def test_the_rule_on_six_gpus_and_accumulation_on_small_ones(tool):
 @pytest.mark.parametrize(("name", "images", "steps"), [("mask_rcnn_elsa_swin_tiny_1x", 117_266, 12 * 7329),
                                                        ("upernet_elsa_swin_tiny", 20_210, 160_000)])  # fmt: skip
 def test_dense_recipes(tool, name, images, steps):
-    plan = foreseen(tool, name, "--memory", "24")
+    plan = foreseen(tool, name, "--memory", "6", "--parallel", "fsdp", "--nodes", "2", "--gpus", "4")
     assert (plan["micro_batch"], plan["images"], plan["total_steps"]) == (2, images, steps)
     assert plan["fits"] and plan["memory"]["image"] > 2**29
-    outcome = tool("plan", name, "--memory", "2", "--parallel", "fsdp", "--nodes", "2", "--gpus", "4")
-    assert "2 × 4 GPUs" in outcome.out and "gathered blocks" in outcome.out
+    text = "\n".join(told(plan))
+    assert "2 × 4 GPUs" in text and "gathered blocks" in text
 
 
 def test_volo_d5_in_eight_times_80_gib(tool):
