@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,21 +14,19 @@ from yacs.config import CfgNode
 
 from elsa.core import logger
 from elsa.data import Batch, Source, UnreadableImage, eval_transform
-from elsa.engine import Precision, Step, TokenLabelStep, TrainStep
+from elsa.engine import Precision, Step, TokenLabelStep, TrainStep, monitor
 
-from .pictures import RIGHT, WRONG, as_image, class_text, grid, plain
+from .pictures import NAME, as_image, class_text, grid, plain, verdict
 
-COLUMNS, CELL, NAME = 8, (1.6, 2.0), 16
+COLUMNS, CELL = 8, (1.6, 2.0)
 SHARE = 0.05  # of a class in a mixed target that is worth its name
 
 
-class Gallery(Protocol):
-    """Images to be shown, (H, W, 3) in 0 … 255."""
-
-    def batch(self, step: Step, batch: Any) -> np.ndarray: ...
+class Gallery(monitor.Gallery, Protocol):
+    """Draws batches, and predictions as well."""
 
     def predictions(self, model: nn.Module) -> np.ndarray | None:
-        """Of the evaluation that has just been; None where there is nothing to show."""
+        """Images of the evaluation that has just been, as ``batch`` gives them; None where there is nothing to show."""
         ...
 
 
@@ -105,8 +103,5 @@ class ClassifierGallery:
         cells = []
         for (image, _, target), row in zip(self.chosen, logits.float().softmax(1).cpu(), strict=True):
             share, predicted = row.max(0)
-            right = int(predicted) == target
-            truth = "" if right else f"\ntrue: {plain(self.names[target], NAME)}"
-            text = class_text(self.names[int(predicted)], float(share)) + truth
-            cells.append((image, text, RIGHT if right else WRONG))
+            cells.append((image, *verdict(self.names, target, int(predicted), float(share))))
         return np.asarray(as_image(grid(cells, "", columns=COLUMNS, cell=CELL)))

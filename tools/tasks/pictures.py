@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -132,17 +132,18 @@ def draw_predictions(
     """Images with predicted and true class; rows are (index, target, predicted, confidence), of ``of`` images."""
     names = source.classes or [str(number) for number in range(1 + max(max(row[1:3]) for row in rows))]
 
-    def cells() -> Iterator[tuple[Image.Image, str, str]]:
-        for index, target, predicted, confidence in rows:
-            right = target == predicted
-            truth = "" if right else f"\ntrue: {plain(names[target], NAME)}"
-            yield source.load(index)[0], class_text(names[predicted], confidence) + truth, RIGHT if right else WRONG
-
-    draw_grid(cells(), path, title, of)
+    cells = ((source.load(index)[0], *verdict(names, *found)) for index, *found in rows)
+    draw_grid(cells, path, title, of)
 
 
 def class_text(name: str, confidence: float) -> str:
     return f"{plain(name, NAME)} ({confidence:.0%})"
+
+
+def verdict(names: Sequence[str], target: int, predicted: int, confidence: float) -> tuple[str, str]:
+    """What is said of a prediction, with the true class where that is another, and in which colour."""
+    text = class_text(names[predicted], confidence)
+    return (text, RIGHT) if predicted == target else (f"{text}\ntrue: {plain(names[target], NAME)}", WRONG)
 
 
 Cells = Iterable[tuple[Image.Image, str, str]]
