@@ -154,9 +154,9 @@ def measure(
         device: "cpu" or "cuda", which need not be there. dtype: of autocast, or None for none.
         recompute: switches the recomputation of blocks of a model on or off; None where it is not asked for.
     """
-    whole = _run(model, forward, device, dtype, None if recompute is None else lambda copied: recompute(copied, False))
     if recompute is None:
-        return replace(whole, recomputed=0.0)
+        return _run(model, forward, device, dtype, None)
+    whole = _run(model, forward, device, dtype, lambda copied: recompute(copied, False))
     kept = _run(model, forward, device, dtype, lambda copied: recompute(copied, True))
     return replace(kept, recomputed=whole.recomputed, largest=whole.largest)
 
@@ -168,6 +168,7 @@ def _run(
     dtype: torch.dtype | None,
     switch: Callable[[nn.Module], Any] | None,
 ) -> Activations:
+    """One forward pass of a copy; ``recomputed`` is what its largest block holds where there is a ``switch``."""
     most, mode = 0.0, FakeTensorMode(allow_non_fake_inputs=True)
     copied = _imitate(model, device, mode)
     if switch is not None:

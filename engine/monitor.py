@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -101,7 +101,7 @@ class Monitor:
             yield
         self.waited = self.waits.data - before
 
-    def exchanging(self) -> Any:
+    def exchanging(self) -> AbstractContextManager[None]:
         """Around what the processes tell each other in each step."""
         return self.waits.during("exchanges")
 

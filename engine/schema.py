@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .augment_policy import fault
+from .trackers import KINDS
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ SCHEMA: dict[str, Key] = {
     "LOG.IMAGES": Key(0, "images in TensorBoard of a batch and of predictions, at each evaluation", low=0, high=64,
                       may_change=True),
     "LOG.TRACKERS": Key((), "trackers of experiments that get the numbers too, e.g. [wandb]", of=str,
-                        choices=("wandb", "trackio"), may_change=True),
+                        choices=tuple(KINDS), may_change=True),
 }  # fmt: skip
 
 

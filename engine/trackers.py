@@ -16,7 +16,6 @@ from typing import Any, Protocol
 from elsa.core import ConfigError, logger, write_json
 
 FILE = "trackers.json"  # in the run's folder: {tracker: what names this run there}
-NAMES = ("wandb", "trackio")
 NO_PROJECT = "elsa"
 
 

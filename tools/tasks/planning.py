@@ -47,7 +47,7 @@ class Wish:
         """The ways to share it, the fewest micro-batches first.
 
         Raises:
-            DataError: there is none.
+            DataError, ConfigError: there is none; the message has the keys' names.
         """
         options = dict(pairs=self.pairs, groups=self.groups, kept=self.kept)
         ways = divisions(self.batch, processes, self.accumulate, self.rule, **options)
@@ -88,7 +88,7 @@ def settle(wish: Wish, processes: int, usable: float | None, measured: Callable[
         usable: bytes that a process has; None where there is no need to ask.
         measured: makes the estimate.
     """
-    ways = list(wish.divisions(processes)) if wish.accumulate is None else [next(wish.divisions(processes))]
+    ways = list(wish.divisions(processes))
     memory, told, lines = None, "", []
     if usable is not None:
         try:
