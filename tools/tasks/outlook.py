@@ -77,7 +77,8 @@ def foresee(outlook: Outlook, args: argparse.Namespace) -> dict[str, Any]:
     settled = settle(outlook.wish, processes, usable, lambda: outlook.measured(processes))
     batch, images = settled.batch, args.images or outlook.images
     if images is not None and images < batch.size:
-        raise ConfigError(f"--images {images} are fewer than a batch of {batch.size}")
+        which = f"--images {images}" if args.images else f"the {images} images of the recipe's data"
+        raise ConfigError(f"{which} are fewer than a batch of {batch.size}")
     per_epoch = None if images is None else images // batch.size
     steps = outlook.steps or (None if per_epoch is None else per_epoch * outlook.epochs)
     memory = settled.memory
