@@ -33,7 +33,6 @@ from elsa.engine import (
     Evaluation,
     Metrics,
     Parallel,
-    Plan,
     Precision,
     Recipe,
     Runtime,
@@ -54,7 +53,7 @@ from elsa.engine import (
 from elsa.models import LoadReport, load_pretrained, read_checkpoint
 
 from .checkpoints import check_belongs, class_names, in_short
-from .classifier_plan import as_planned, batch_wish, classifier_outlook, memory_of
+from .classifier_plan import as_planned, batch_wish, classifier_outlook, memory_of, plan_of
 from .command import find_images
 from .conclusion import parameters
 from .gallery import ClassifierGallery
@@ -131,26 +130,7 @@ def build_training(recipe: Recipe, runtime: Runtime, before: Mapping[str, Any] |
     model.to(runtime.device)
     optimizer = build_optimizer(model, config)
     schedule, epochs = build_schedule(optimizer, config, batches.steps_per_epoch)
-    plan = Plan(
-        seed=config.TRAIN.SEED,
-        device=str(runtime.device),
-        precision=str(precision),
-        processes=runtime.world_size,
-        global_batch=batch.size,
-        accumulate=batch.accumulate,
-        micro_batch=batch.micro,
-        lr=config.TRAIN.LR,
-        train_images=batches.images,
-        val_images=held_out.total,
-        steps_per_epoch=batches.steps_per_epoch,
-        total_steps=epochs * batches.steps_per_epoch,
-        evaluate_every=config.EVAL.EVERY * batches.steps_per_epoch,
-        save_every=config.LOG.SAVE_STEPS,
-        log_every=options.log_every,
-        adapted=(*precision.slow(), *settled.adapted),
-        memory=settled.as_dict(),
-        estimate=settled.told,
-    )
+    plan = plan_of(config, settled, precision, runtime, batches, held_out.total, epochs)
     classes = getattr(train_source, "classes", [])
     return Training(
         task="classification",

@@ -1,4 +1,4 @@
-"""What classification says of its batch and its memory, for ``planning``."""
+"""What classification says of its batch and its memory, for ``planning``, and the plan that comes of it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from elsa.engine import Batch, Recipe, build_optimizer
+from elsa.data import TrainLoader
+from elsa.engine import Batch, Plan, Precision, Recipe, Runtime, build_optimizer
 from elsa.engine.memory import IMAGES, Memory
 
 from .conclusion import parameters
 from .networks import create_network
 from .outlook import PRECISIONS, Outlook
-from .planning import ALIKE, Wish, estimated
+from .planning import ALIKE, Settled, Wish, estimated
 
 CLASSES, IMAGES_OF_IMAGENET = 1000, 1_281_167  # of ImageNet-1K
 NAMES = ("DATA.BATCH", "TRAIN.ACCUM", "TRAIN.LR_RULE")
@@ -47,6 +48,43 @@ def as_planned(config: CfgNode, batch: Batch) -> CfgNode:
         planned.TRAIN[name] *= batch.lr_factor
     planned.freeze()
     return planned
+
+
+def plan_of(
+    config: CfgNode,
+    settled: Settled,
+    precision: Precision,
+    runtime: Runtime,
+    batches: TrainLoader,
+    val_images: int,
+    epochs: int,
+) -> Plan:
+    """The plan of a training, by the configuration ``as_planned``.
+
+    Args:
+        epochs: all that the schedule has.
+    """
+    batch, steps = settled.batch, batches.steps_per_epoch
+    return Plan(
+        seed=config.TRAIN.SEED,
+        device=str(runtime.device),
+        precision=str(precision),
+        processes=runtime.world_size,
+        global_batch=batch.size,
+        accumulate=batch.accumulate,
+        micro_batch=batch.micro,
+        lr=config.TRAIN.LR,
+        train_images=batches.images,
+        val_images=val_images,
+        steps_per_epoch=steps,
+        total_steps=epochs * steps,
+        evaluate_every=config.EVAL.EVERY * steps,
+        save_every=config.LOG.SAVE_STEPS,
+        log_every=config.LOG.EVERY,
+        adapted=(*precision.slow(), *settled.adapted),
+        memory=settled.as_dict(),
+        estimate=settled.told,
+    )
 
 
 def memory_of(
