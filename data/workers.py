@@ -19,6 +19,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,9 @@ class Loader(DataLoader):
         return f"{self.setting}=0 does without, or give it more room (docker run --shm-size=8g)"
 
     def __iter__(self) -> Iterator[Any]:
+        context = self.multiprocessing_context or multiprocessing
+        if self.num_workers and context.get_start_method() != "fork":
+            resource_tracker.ensure_running()  # as it begins, it unblocks what is held back below
         try:
             with _held_back():
                 batches = super().__iter__()

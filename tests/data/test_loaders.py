@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import signal
+from multiprocessing import resource_tracker
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,13 +73,21 @@ def test_workers_change_nothing(folder, make_config, workers):
     assert_same_steps(epoch_of(alone, 2), epoch_of(make_config(folder, *RANDOM, f"DATA.WORKERS={workers}"), 2))
 
 
-def test_loader_processes_that_are_spawned_change_nothing(folder, make_config):
-    """They have no memory of the training process's: the folder's index, source and transform are sent."""
+def test_loader_processes_that_are_spawned_change_nothing(folder, make_config, monkeypatch):
+    """They have no memory of the training process's: the folder's index, source and transform are sent. And no thread
+    of theirs can be ended by a scheduler's SIGTERM, also where Python's resource tracker starts with them."""
+    resource_tracker._resource_tracker._stop()
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")  # a thread that begins before anything of ours
     config = make_config(folder, *RANDOM, "DATA.WORKERS=1")
     (source,) = open_splits(config, "train")
     loader = train_loader(config, source, 0, 1)
     loader.loader.multiprocessing_context = "spawn"
     assert_same_steps(epoch_of(config, 2), epoch_of(config, 2, loader=loader))
+    (process,) = loader.loader._iterator._workers
+    threads = "".join(path.read_text() for path in Path(f"/proc/{process.pid}/task").glob("*/status"))
+    heedless = [bool(int(mask, 16) >> signal.SIGTERM - 1 & 1) for mask in re.findall(r"SigBlk:\s+(\w+)", threads)]
+    assert heedless.count(False) == 1  # the thread that waits for requests; others come with the libraries
+    assert heedless.count(True) > 1
 
 
 @pytest.mark.parametrize(("world_size", "accum"), [(2, 1), (4, 1), (1, 2), (2, 2), (1, 4)])

@@ -203,6 +203,7 @@ def test_volo_d5_in_eight_times_80_gib(tool):
         (["--parallel", "zero"], ["--parallel must be one of ddp, fsdp"]),
         (["--memry", "3"], ["unknown argument '--memry'", "did you mean --memory?"]),
         (["--images", "10"], ["--images 10 are fewer than a batch of 1024"]),
+        (["--set", "DATA.BATCH=8000000"], ["the 1281167 images of the recipe's data are fewer than a batch of 8"]),
     ],
 )
 def test_mistakes_of_the_verb(refused, tool, options, parts):
