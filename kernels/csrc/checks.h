@@ -69,15 +69,31 @@ inline void check_shape(const char* name, const Tensor& tensor, std::initializer
   refuse(name, " must have shape [", text.str(), "], got ", shape_of(tensor));
 }
 
-inline void check_same_device(const char* name, const Tensor& tensor, const Tensor& value) {
-  const bool same = tensor.is_cpu() == value.is_cpu() && tensor.is_cuda() == value.is_cuda() &&
-                    tensor.get_device_index() == value.get_device_index();
-  if (!same) refuse(name, " and value must be on one device");
+inline void check_same_device(const char* name, const Tensor& tensor, const Tensor& other,
+                              const char* other_name = "value") {
+  const bool same = tensor.is_cpu() == other.is_cpu() && tensor.is_cuda() == other.is_cuda() &&
+                    tensor.get_device_index() == other.get_device_index();
+  if (!same) refuse(name, " and ", other_name, " must be on one device");
 }
 
 inline void check_dtype(const char* name, const Tensor& tensor, ScalarType expected) {
   if (tensor.scalar_type() != expected)
     refuse(name, " must have dtype ", dtype_name(expected), ", got ", dtype_name(tensor.scalar_type()));
+}
+
+inline void check_storage(const char* name, const Tensor& tensor) {
+  const ScalarType dtype = tensor.scalar_type();
+  if (dtype != ScalarType::Float && dtype != ScalarType::Double && dtype != ScalarType::Half &&
+      dtype != ScalarType::BFloat16)
+    refuse(name, " must be float16, bfloat16, float32 or float64");
+}
+
+inline void check_window(int64_t kernel_size, int64_t dilation) {
+  if (kernel_size < 1 || kernel_size % 2 == 0) refuse("kernel_size must be odd and positive, got ", kernel_size);
+  // K² and d·K must stay far from the end of 64 bits; a larger kernel than this cannot be meant.
+  if (kernel_size > 1023) refuse("kernel_size must be at most 1023, got ", kernel_size);
+  if (dilation < 1) refuse("dilation must be at least 1, got ", dilation);
+  if (dilation > (int64_t{1} << 31)) refuse("dilation must be at most 2^31, got ", dilation);
 }
 
 inline void check_ghost(const char* name, const std::optional<Tensor>& ghost, const Tensor& value, const Problem& p) {
@@ -92,15 +108,8 @@ inline Problem check_forward(const Tensor& value, const Tensor& logits, const st
                              const std::optional<Tensor>& ghost_add, int64_t num_heads, int64_t kernel_size,
                              int64_t dilation) {
   if (num_heads < 1) refuse("num_heads must be at least 1, got ", num_heads);
-  if (kernel_size < 1 || kernel_size % 2 == 0) refuse("kernel_size must be odd and positive, got ", kernel_size);
-  // K² and d·K must stay far from the end of 64 bits; a larger kernel than this cannot be meant.
-  if (kernel_size > 1023) refuse("kernel_size must be at most 1023, got ", kernel_size);
-  if (dilation < 1) refuse("dilation must be at least 1, got ", dilation);
-  if (dilation > (int64_t{1} << 31)) refuse("dilation must be at most 2^31, got ", dilation);
-  const ScalarType dtype = value.scalar_type();
-  if (dtype != ScalarType::Float && dtype != ScalarType::Double && dtype != ScalarType::Half &&
-      dtype != ScalarType::BFloat16)
-    refuse("value must be float16, bfloat16, float32 or float64");
+  check_window(kernel_size, dilation);
+  check_storage("value", value);
   if (value.dim() != 4) refuse("value must be [B, H, W, C], got shape ", shape_of(value));
 
   Problem p{};
@@ -112,7 +121,7 @@ inline Problem check_forward(const Tensor& value, const Tensor& logits, const st
     refuse("num_heads must divide the channels: ", p.channels, " channels, ", num_heads, " heads");
 
   check_same_device("logits", logits, value);
-  check_dtype("logits", logits, dtype);
+  check_dtype("logits", logits, value.scalar_type());
   check_shape("logits", logits, {p.batch, p.height, p.width, p.heads * p.taps()});
   check_ghost("ghost_mul", ghost_mul, value, p);
   check_ghost("ghost_add", ghost_add, value, p);

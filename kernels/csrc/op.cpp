@@ -1,4 +1,4 @@
-// Defines the operator. Every backend registers its implementation for its own dispatch key; fake kernels, autograd and
+// Defines the operators. Every backend registers its implementation for its own dispatch key; fake kernels, autograd and
 // the autocast rule are registered from Python (kernels/library.py).
 #include "schema.h"
 
@@ -7,4 +7,6 @@
 STABLE_TORCH_LIBRARY(elsa, m) {
   m.def(elsa::kForwardSchema);
   m.def(elsa::kBackwardSchema);
+  m.def(elsa::kHadamardForwardSchema);
+  m.def(elsa::kHadamardBackwardSchema);
 }

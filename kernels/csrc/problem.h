@@ -15,4 +15,14 @@ struct Problem {
   int64_t positions() const { return batch * height * width; }
 };
 
+// The Hadamard convolution: `channels` of query and of key, `packed` in one position of the projection that holds both.
+struct HadamardProblem {
+  int64_t batch, height, width, packed, channels;
+  int64_t group_width, kernel, dilation;
+
+  int64_t taps() const { return kernel * kernel; }
+  int64_t positions() const { return batch * height * width; }
+  int64_t rest() const { return packed - 2 * channels; }
+};
+
 }  // namespace elsa
