@@ -1,6 +1,7 @@
-// The walk over images, rows and blocks of positions, and the banded multiply-add that all passes are made of.
+// The walk over blocks of positions, and the banded multiply-add that all passes are made of.
 #pragma once
 
+#include "images.h"
 #include "softmax.h"
 
 namespace elsa::cpu::ELSA_ISA {
@@ -19,35 +20,6 @@ constexpr bool kSpecialised = std::is_same_v<T, float> || (ELSA_VECTOR_BYTES > 1
 template <class T>
 ELSA_INLINE int64_t specialised_kernel(const Geometry& g) {
   return kSpecialised<T> && g.head_dim % (NV * kLanes<Accumulate<T>>) == 0 ? g.kernel : 0;
-}
-
-// One dense image of a dilated problem (plan.h), in positions of the whole map.
-struct Image {
-  int64_t origin, row_step, column_step;
-  int64_t rows, columns;
-};
-
-ELSA_INLINE Image image_at(const Geometry& g, int64_t index) {
-  const int64_t phase_x = index % g.phases_x, phase_y = index / g.phases_x % g.phases_y;
-  const int64_t batch = index / (g.phases_x * g.phases_y);
-  return {(batch * g.height + phase_y) * g.width + phase_x, g.dilation * g.width, g.dilation,
-          (g.height - phase_y + g.dilation - 1) / g.dilation, (g.width - phase_x + g.dilation - 1) / g.dilation};
-}
-
-// Calls f(image, first row, last row) for the pieces of a slot's range of rows.
-template <class F>
-ELSA_INLINE void for_pieces(const Geometry& g, int64_t slot, F&& f) {
-  const int64_t rows = g.images * g.image_rows;
-  int64_t row = rows * slot / g.slots;
-  const int64_t last = rows * (slot + 1) / g.slots;
-  while (row < last) {
-    const int64_t index = row / g.image_rows, start = index * g.image_rows;
-    const int64_t stop = last < start + g.image_rows ? last : start + g.image_rows;
-    const Image image = image_at(g, index);
-    const int64_t first_row = row - start, last_row = stop - start < image.rows ? stop - start : image.rows;
-    if (first_row < last_row) f(image, first_row, last_row);
-    row = stop;
-  }
 }
 
 // Sizes the compiler may know: K² and K where K > 0 is a template argument, the run-time values where it is 0.
@@ -90,21 +62,6 @@ struct RowView {
     });
   }
 };
-
-// Requests the cache lines of elements [first, first + count), to be written where Write is 1. The strided walk of one
-// head is beyond what the processor predicts. Addresses outside the array are harmless here.
-template <int Write, class T>
-ELSA_INLINE void prefetch_lines(const T* array, int64_t first, int64_t count) {
-  const uintptr_t start = reinterpret_cast<uintptr_t>(array) + static_cast<uintptr_t>(first) * sizeof(T);
-  for (int64_t byte = 0; byte < count * static_cast<int64_t>(sizeof(T)); byte += 64)
-    __builtin_prefetch(reinterpret_cast<const void*>(start + static_cast<uintptr_t>(byte)), Write, 3);
-}
-
-template <class T, bool Partial>
-ELSA_INLINE Vec<Accumulate<T>> load_channels(const T* p, int64_t count) {
-  if constexpr (Partial) return load_first(p, count);
-  else return load(p);
-}
 
 // The softmax of `count` neighbouring positions whose logits are `step` apart.
 template <class T, int Taps>

@@ -1,0 +1,136 @@
+// GELU(z) = z Φ(z), and its slope Φ(z) + z φ(z), with the normal distribution Φ itself and not an approximation by tanh.
+//
+// In float both are a correction in |z| to what they are far from zero: GELU(z) = max(z, 0) + r(|z|), slope = 1 + s(|z|)
+// for z ≥ 0 and -s(|z|) below. r and s are piecewise cubic over 32 segments, with an error below 1e-6; the tables are
+// computed by the compiler. In double, which is there to check gradients, the C library computes them.
+#pragma once
+
+#include "simd.h"
+
+namespace elsa::cpu::ELSA_ISA {
+namespace {
+
+constexpr int kSegments = 32;
+
+struct Cubics {
+  alignas(64) float by_power[4][kSegments];    // for processors that look up in registers
+  alignas(64) float by_segment[kSegments][4];  // for the others
+};
+
+// exp(x) for x ≤ 0 and Φ(a) - ½, by their series.
+constexpr double exponential(double x) {
+  double sum = 1, term = 1;
+  for (int n = 1; n < 40; ++n) sum += term *= x / 64 / n;
+  for (int n = 0; n < 6; ++n) sum *= sum;
+  return sum;
+}
+constexpr double density(double a) { return 0.3989422804014326779 * exponential(-a * a / 2); }
+constexpr double above_half(double a) {
+  double sum = a, term = a;
+  for (int n = 1; n < 120; ++n) sum += term *= a * a / (2 * n + 1);
+  return density(a) * sum;
+}
+constexpr double tail(double a) { return 0.5 - above_half(a); }  // 1 - Φ(a)
+
+constexpr double kEnd = 5.5;  // beyond it both corrections are below 6e-7
+struct Value {
+  static constexpr double at(double a) { return -a * tail(a); }
+};
+struct Slope {
+  static constexpr double at(double a) { return a * density(a) - tail(a); }
+};
+
+// The cubics through four Chebyshev points of each segment, in powers of the position within it; through zero at zero.
+template <class Function>
+constexpr Cubics cubics() {
+  Cubics table{};
+  for (int segment = 0; segment < kSegments; ++segment) {
+    double x[4] = {0.03806023374435663, 0.30865828381745514, 0.69134171618254486, 0.96193976625564337}, d[4];
+    if (segment == 0) x[0] = 0;
+    for (int i = 0; i < 4; ++i) d[i] = Function::at((segment + x[i]) * kEnd / kSegments);
+    for (int order = 1; order < 4; ++order)
+      for (int i = 3; i >= order; --i) d[i] = (d[i] - d[i - 1]) / (x[i] - x[i - order]);
+    double power[4] = {d[3], 0, 0, 0};  // Newton's form, multiplied out
+    for (int i = 2; i >= 0; --i) {
+      for (int n = 3; n > 0; --n) power[n] = power[n - 1] - x[i] * power[n];
+      power[0] = d[i] - x[i] * power[0];
+    }
+    for (int n = 0; n < 4; ++n) table.by_power[n][segment] = table.by_segment[segment][n] = static_cast<float>(power[n]);
+  }
+  return table;
+}
+template <class Function>
+constexpr Cubics kCubics = cubics<Function>();
+
+typedef int32_t Int32 __attribute__((vector_size(ELSA_VECTOR_BYTES)));
+
+// Four coefficients for each lane's segment; only the five lowest bits of `segment` count.
+struct Coefficients {
+  Vec<float> power[4];
+};
+ELSA_INLINE Coefficients look_up(const Cubics& table, Int32 segment) {
+  Coefficients found;
+#if defined(ELSA_AVX512)
+  unroll<4>([&](auto n) ELSA_LAMBDA {
+    found.power[n] = (Vec<float>)_mm512_permutex2var_ps((__m512)load(table.by_power[n]), (__m512i)segment,
+                                                        (__m512)load(table.by_power[n] + 16));
+  });
+#else
+  constexpr int N = kLanes<float>;
+  using Low1 = Interleave<N, 4, 1, 0>;
+  using High1 = Interleave<N, 4, 1, 1>;
+  using Low2 = Interleave<N, 4, 2, 0>;
+  using High2 = Interleave<N, 4, 2, 1>;
+  typedef float Quad __attribute__((vector_size(16), may_alias));
+  Vec<float> row[4];  // lanes n, n + 4, … of the four rows
+  unroll<N>([&](auto constant) ELSA_LAMBDA {
+    constexpr int lane = constant;
+    reinterpret_cast<Quad*>(&row[lane % 4])[lane / 4] =
+        *reinterpret_cast<const Quad*>(table.by_segment[segment[lane] & (kSegments - 1)]);
+  });
+  const Vec<float> a = shuffle<Low1, float>(row[0], row[1], {}), b = shuffle<Low1, float>(row[2], row[3], {});
+  const Vec<float> c = shuffle<High1, float>(row[0], row[1], {}), d = shuffle<High1, float>(row[2], row[3], {});
+  found.power[0] = shuffle<Low2, float>(a, b, {}), found.power[1] = shuffle<High2, float>(a, b, {});
+  found.power[2] = shuffle<Low2, float>(c, d, {}), found.power[3] = shuffle<High2, float>(c, d, {});
+#endif
+  return found;
+}
+
+// The function of |z|; zero beyond its last segment, NaN for NaN.
+template <class Function>
+ELSA_INLINE Vec<float> correction(Vec<float> z) {
+  const Vec<float> magnitude = bit_cast<Vec<float>>(bit_cast<Bits32>(z) & 0x7fffffffu);
+  const Vec<float> scaled = magnitude * static_cast<float>(kSegments / kEnd);
+  const Vec<float> inside = scaled >= float(kSegments) ? Vec<float>{} : scaled;
+  const Int32 segment = __builtin_convertvector(inside, Int32);
+  const Vec<float> x = inside - __builtin_convertvector(segment, Vec<float>);
+  const Coefficients c = look_up(kCubics<Function>, segment);
+  const Vec<float> cubic = ((c.power[3] * x + c.power[2]) * x + c.power[1]) * x + c.power[0];
+  return scaled >= float(kSegments) ? Vec<float>{} : cubic;
+}
+
+ELSA_INLINE Vec<float> gelu(Vec<float> z) { return (z > 0.0f ? z : Vec<float>{}) + correction<Value>(z); }
+
+ELSA_INLINE Vec<float> gelu_slope(Vec<float> z) {
+  const Vec<float> s = correction<Slope>(z);
+  return z < 0.0f ? -s : 1.0f + s;
+}
+
+ELSA_INLINE Vec<double> gelu(Vec<double> z) {
+  Vec<double> result;
+  for (int i = 0; i < kLanes<double>; ++i) result[i] = 0.5 * z[i] * __builtin_erfc(-0.70710678118654752440 * z[i]);
+  return result;
+}
+
+ELSA_INLINE Vec<double> gelu_slope(Vec<double> z) {
+  Vec<double> result;
+  for (int i = 0; i < kLanes<double>; ++i) {
+    const double x = z[i];
+    result[i] = 0.5 * __builtin_erfc(-0.70710678118654752440 * x) +
+                (x - x == 0 ? 0.3989422804014326779 * x * __builtin_exp(-0.5 * x * x) : x - x == 0);
+  }
+  return result;
+}
+
+}  // namespace
+}  // namespace elsa::cpu::ELSA_ISA
