@@ -67,13 +67,15 @@ def _load_all() -> dict[str, str | None]:
 
 
 def cpu_instruction_set(name: str | None = None) -> str:
-    """The instruction set that the CPU kernels use, after choosing ``name`` (plain, avx2, avx512) if it is given.
+    """The instruction set that the CPU kernels use, after choosing ``name`` if it is given.
+
+    Names: plain, avx2, avx512, avx512_bf16 (the same with the instructions for bfloat16).
 
     Raises:
         ValueError: no such instruction set.
         RuntimeError: this processor does not have it, or the kernels are not compiled.
     """
-    names = ("plain", "avx2", "avx512")
+    names = ("plain", "avx2", "avx512", "avx512_bf16")
     if name is not None and name not in names:
         raise ValueError(f"instruction set {name!r} does not exist; choose one of {', '.join(names)}")
     if OBSTACLES["cpu"] is not None:

@@ -143,7 +143,7 @@ def compiled_cpu():
         pytest.skip(library.OBSTACLES["cpu"])
 
 
-@pytest.fixture(params=["plain", "avx2", "avx512"])
+@pytest.fixture(params=["plain", "avx2", "avx512", "avx512_bf16"])
 def instruction_set(request, compiled_cpu):
     """Runs the test with the CPU kernels of each instruction set that this processor has."""
     before = library.cpu_instruction_set()

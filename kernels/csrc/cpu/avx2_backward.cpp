@@ -4,6 +4,7 @@
 #include "backward.h"
 
 namespace elsa::cpu {
-const KernelTable<BackwardArguments> avx2_backward = avx2::backward_table;
+const KernelTable<BackwardArguments> avx2_backward{avx2::backward_kernel<float>, avx2::backward_kernel<double>,
+                                                   avx2::backward_kernel<Half>, avx2::backward_kernel<BFloat>};
 }
 #endif

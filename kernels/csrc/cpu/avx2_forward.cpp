@@ -4,6 +4,7 @@
 #include "forward.h"
 
 namespace elsa::cpu {
-const KernelTable<ForwardArguments> avx2_forward = avx2::forward_table;
+const KernelTable<ForwardArguments> avx2_forward{avx2::forward_kernel<float>, avx2::forward_kernel<double>,
+                                                 avx2::forward_kernel<Half>, avx2::forward_kernel<BFloat>};
 }
 #endif

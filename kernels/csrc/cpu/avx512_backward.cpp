@@ -4,6 +4,7 @@
 #include "backward.h"
 
 namespace elsa::cpu {
-const KernelTable<BackwardArguments> avx512_backward = avx512::backward_table;
+const KernelTable<BackwardArguments> avx512_backward{avx512::backward_kernel<float>, avx512::backward_kernel<double>,
+                                                     avx512::backward_kernel<Half>, avx512::backward_kernel<BFloat>};
 }
 #endif

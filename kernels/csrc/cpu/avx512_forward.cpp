@@ -4,6 +4,7 @@
 #include "forward.h"
 
 namespace elsa::cpu {
-const KernelTable<ForwardArguments> avx512_forward = avx512::forward_table;
+const KernelTable<ForwardArguments> avx512_forward{avx512::forward_kernel<float>, avx512::forward_kernel<double>,
+                                                   avx512::forward_kernel<Half>, avx512::forward_kernel<BFloat>};
 }
 #endif

@@ -331,8 +331,6 @@ void backward(const BackwardArguments& a, int64_t first, int64_t last, void* scr
 
 template <class T>
 constexpr Kernel<BackwardArguments> backward_kernel{kLanes<Accumulate<T>>, backward_scratch<T>, backward<T>};
-constexpr KernelTable<BackwardArguments> backward_table{backward_kernel<float>, backward_kernel<double>, backward_kernel<Half>,
-                                             backward_kernel<BFloat>};
 
 }  // namespace
 }  // namespace elsa::cpu::ELSA_ISA

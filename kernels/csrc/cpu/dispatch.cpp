@@ -21,6 +21,14 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+
+template <class Arguments>
+KernelTable<Arguments> with_bfloat16(KernelTable<Arguments> table, const Kernel<Arguments>& kernel) {
+  table.bfloat16 = kernel;
+  return table;
+}
 #endif
 
 std::string supported_names() {
@@ -46,11 +54,16 @@ int64_t initial_set() {
 }  // namespace
 
 const std::vector<InstructionSet>& instruction_sets() {
+#if defined(__x86_64__)
+  static const KernelTable<ForwardArguments> bf16_forward = with_bfloat16(avx512_forward, avx512_bf16_forward);
+  static const KernelTable<BackwardArguments> bf16_backward = with_bfloat16(avx512_backward, avx512_bf16_backward);
+#endif
   static const std::vector<InstructionSet> sets{
       {"plain", &plain_forward, &plain_backward, true},
 #if defined(__x86_64__)
       {"avx2", &avx2_forward, &avx2_backward, has_avx2()},
       {"avx512", &avx512_forward, &avx512_backward, has_avx512()},
+      {"avx512_bf16", &bf16_forward, &bf16_backward, has_avx512_bf16()},
 #endif
   };
   return sets;

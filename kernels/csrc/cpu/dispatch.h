@@ -19,7 +19,7 @@ struct InstructionSet {
 const std::vector<InstructionSet>& instruction_sets();
 
 // The index of the set in use. At first it is the widest supported one, or the one that the environment variable
-// ELSA_CPU_ISA names (plain, avx2, avx512); a name that is unknown or not supported here is refused at each call.
+// ELSA_CPU_ISA names (plain, avx2, avx512, avx512_bf16); a name that is unknown or not supported here is refused at each call.
 int64_t active_set();
 // Chooses a set by index, for tests; refused where it is not supported.
 void choose_set(int64_t index);

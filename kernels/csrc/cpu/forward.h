@@ -145,8 +145,6 @@ void forward(const ForwardArguments& a, int64_t first, int64_t last, void* scrat
 
 template <class T>
 constexpr Kernel<ForwardArguments> forward_kernel{kLanes<Accumulate<T>>, forward_scratch<T>, forward<T>};
-constexpr KernelTable<ForwardArguments> forward_table{forward_kernel<float>, forward_kernel<double>, forward_kernel<Half>,
-                                             forward_kernel<BFloat>};
 
 }  // namespace
 }  // namespace elsa::cpu::ELSA_ISA

@@ -212,7 +212,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
   return {grad_value, grad_logits, grad_mul.reduce(g), grad_add.reduce(g)};
 }
 
-// The instruction set in use: 0 plain, 1 AVX2, 2 AVX-512. A level of 0 or more chooses one, -1 only asks.
+// The instruction set in use: by its index in instruction_sets(). A level of 0 or more chooses one, -1 only asks.
 int64_t cpu_isa(int64_t level) {
   if (level >= 0) choose_set(level);
   return active_set();

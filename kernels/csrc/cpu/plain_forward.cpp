@@ -3,5 +3,6 @@
 #include "forward.h"
 
 namespace elsa::cpu {
-const KernelTable<ForwardArguments> plain_forward = plain::forward_table;
+const KernelTable<ForwardArguments> plain_forward{plain::forward_kernel<float>, plain::forward_kernel<double>,
+                                                  plain::forward_kernel<Half>, plain::forward_kernel<BFloat>};
 }

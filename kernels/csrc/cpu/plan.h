@@ -69,7 +69,7 @@ struct KernelTable {
   Kernel<Arguments> float32, float64, float16, bfloat16;
 };
 
-// One pair per instruction set, defined in NAME_forward.cpp and NAME_backward.cpp. Only x86-64 has the second and third.
+// One pair per instruction set, defined in NAME_forward.cpp and NAME_backward.cpp. Only x86-64 has more than one.
 extern const KernelTable<ForwardArguments> plain_forward;
 extern const KernelTable<BackwardArguments> plain_backward;
 #if defined(__x86_64__)
@@ -77,6 +77,9 @@ extern const KernelTable<ForwardArguments> avx2_forward;
 extern const KernelTable<BackwardArguments> avx2_backward;
 extern const KernelTable<ForwardArguments> avx512_forward;
 extern const KernelTable<BackwardArguments> avx512_backward;
+// For the type that has instructions of its own; the others are those of AVX-512.
+extern const ForwardKernel avx512_bf16_forward;
+extern const BackwardKernel avx512_bf16_backward;
 #endif
 
 }  // namespace elsa::cpu

@@ -2,7 +2,7 @@
 //
 // Written with the compiler's vector extensions, so that one text serves SSE2, AVX2, AVX-512 and other processors; a
 // few conversions and masked accesses, where the compiler does badly, use intrinsics. Included by way of forward.h and
-// backward.h in {plain,avx2,avx512}_*.cpp, after target_*.h has defined ELSA_ISA and ELSA_VECTOR_BYTES; everything has
+// backward.h in the .cpp files of each set, after target_*.h has defined ELSA_ISA and ELSA_VECTOR_BYTES; everything has
 // internal linkage, because the same names are compiled for several instruction sets into one library.
 #pragma once
 
@@ -128,10 +128,14 @@ ELSA_INLINE void store(float* p, Vec<float> v) { *reinterpret_cast<Simd<float>::
 ELSA_INLINE void store(double* p, Vec<double> v) { *reinterpret_cast<Simd<double>::Unaligned*>(p) = v; }
 
 ELSA_INLINE Bits16 narrow_bfloat(Vec<float> v) {
+#if defined(ELSA_AVX512_BF16)
+  return (Bits16)_mm512_cvtneps_pbh((__m512)v);  // subnormal numbers become 0
+#else
   const Bits32 bits = bit_cast<Bits32>(v);
   const Bits32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
   const Bits32 nan = (bits >> 16) | 0x40u;
   return __builtin_convertvector((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded, Bits16);
+#endif
 }
 
 ELSA_INLINE Bits16 narrow_half(Vec<float> v) {
