@@ -5,7 +5,7 @@
 // computed by the compiler. In double, which is there to check gradients, the C library computes them.
 #pragma once
 
-#include "simd.h"
+#include "transpose.h"
 
 namespace elsa::cpu::ELSA_ISA {
 namespace {
@@ -62,38 +62,18 @@ constexpr Cubics cubics() {
 template <class Function>
 constexpr Cubics kCubics = cubics<Function>();
 
-typedef int32_t Int32 __attribute__((vector_size(ELSA_VECTOR_BYTES)));
-
-// Four coefficients for each lane's segment; only the five lowest bits of `segment` count.
-struct Coefficients {
-  Vec<float> power[4];
-};
-ELSA_INLINE Coefficients look_up(const Cubics& table, Int32 segment) {
-  Coefficients found;
+// The coefficients of each lane's segment, lowest power first; only the five lowest bits of `segment` count.
+ELSA_INLINE Four look_up(const Cubics& table, Int32 segment) {
 #if defined(ELSA_AVX512)
+  Four found;
   unroll<4>([&](auto n) ELSA_LAMBDA {
-    found.power[n] = (Vec<float>)_mm512_permutex2var_ps((__m512)load(table.by_power[n]), (__m512i)segment,
-                                                        (__m512)load(table.by_power[n] + 16));
+    found.vectors[n] = (Vec<float>)_mm512_permutex2var_ps((__m512)load(table.by_power[n]), (__m512i)segment,
+                                                          (__m512)load(table.by_power[n] + 16));
   });
-#else
-  constexpr int N = kLanes<float>;
-  using Low1 = Interleave<N, 4, 1, 0>;
-  using High1 = Interleave<N, 4, 1, 1>;
-  using Low2 = Interleave<N, 4, 2, 0>;
-  using High2 = Interleave<N, 4, 2, 1>;
-  typedef float Quad __attribute__((vector_size(16), may_alias));
-  Vec<float> row[4];  // lanes n, n + 4, … of the four rows
-  unroll<N>([&](auto constant) ELSA_LAMBDA {
-    constexpr int lane = constant;
-    reinterpret_cast<Quad*>(&row[lane % 4])[lane / 4] =
-        *reinterpret_cast<const Quad*>(table.by_segment[segment[lane] & (kSegments - 1)]);
-  });
-  const Vec<float> a = shuffle<Low1, float>(row[0], row[1], {}), b = shuffle<Low1, float>(row[2], row[3], {});
-  const Vec<float> c = shuffle<High1, float>(row[0], row[1], {}), d = shuffle<High1, float>(row[2], row[3], {});
-  found.power[0] = shuffle<Low2, float>(a, b, {}), found.power[1] = shuffle<High2, float>(a, b, {});
-  found.power[2] = shuffle<Low2, float>(c, d, {}), found.power[3] = shuffle<High2, float>(c, d, {});
-#endif
   return found;
+#else
+  return transpose_rows([&](int lane) ELSA_LAMBDA { return table.by_segment[segment[lane] & (kSegments - 1)]; });
+#endif
 }
 
 // The function of |z|; zero beyond its last segment, NaN for NaN.
@@ -104,8 +84,8 @@ ELSA_INLINE Vec<float> correction(Vec<float> z) {
   const Vec<float> inside = scaled >= float(kSegments) ? Vec<float>{} : scaled;
   const Int32 segment = __builtin_convertvector(inside, Int32);
   const Vec<float> x = inside - __builtin_convertvector(segment, Vec<float>);
-  const Coefficients c = look_up(kCubics<Function>, segment);
-  const Vec<float> cubic = ((c.power[3] * x + c.power[2]) * x + c.power[1]) * x + c.power[0];
+  const Four c = look_up(kCubics<Function>, segment);
+  const Vec<float> cubic = ((c.vectors[3] * x + c.vectors[2]) * x + c.vectors[1]) * x + c.vectors[0];
   return scaled >= float(kSegments) ? Vec<float>{} : cubic;
 }
 

@@ -1,0 +1,164 @@
+// The grouped K×K convolution where a vector of channels is whole groups: lane = output channel, and the input channels
+// come from a permutation within each group, which serves up to K positions.
+#pragma once
+
+#include "hadamard_gelu.h"
+#include "hadamard_plan.h"
+#include "images.h"
+
+namespace elsa::cpu::ELSA_ISA {
+namespace {
+
+#if defined(ELSA_AVX512)
+constexpr int kRun = 14;  // neighbouring positions of a row computed together: as many as there are registers for
+#else
+constexpr int kRun = 7;
+#endif
+
+template <class T>
+constexpr bool kHasLanes = ELSA_VECTOR_BYTES > 16 && (std::is_same_v<T, float> || std::is_same_v<T, BFloat>);
+
+template <class T>
+ELSA_INLINE bool fits_lanes(const HadamardGeometry& g) {
+  return kHasLanes<T> && (g.kernel == 3 || g.kernel == 5 || g.kernel == 7) && g.group_width % 2 == 0 &&
+         kLanes<float> % g.group_width == 0;
+}
+
+ELSA_INLINE Vec<float> permute(Vec<float> v, Int32 index) {
+#if defined(ELSA_AVX512)
+  return (Vec<float>)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)index, (__m512)v);
+#elif defined(ELSA_AVX2)
+  return (Vec<float>)_mm256_permutevar8x32_ps((__m256)v, (__m256i)index);
+#else
+  return __builtin_shuffle(v, index);
+#endif
+}
+
+// For each lane the first lane of its group.
+ELSA_INLINE Int32 group_starts(int64_t group_width) {
+  Int32 index;
+  for (int32_t lane = 0; lane < kLanes<float>; ++lane) index[lane] = lane & -static_cast<int32_t>(group_width);
+  return index;
+}
+
+// K rows of one chunk's channels with K/2 zero positions to the left and at least as many to the right.
+template <int K>
+struct Ring {
+  static constexpr int N = kLanes<float>;
+  float* rows;
+  int64_t stride;
+
+  static int64_t stride_for(int64_t columns) { return ((columns + kRun - 1) / kRun * kRun + K - 1) * N; }
+  ELSA_INLINE float* row(int64_t y) const { return rows + (y + K) % K * stride; }
+  // The zeros around a row; the right ones fill up the last run.
+  ELSA_INLINE void pad(float* row, int64_t columns) const {
+    for (int64_t x = 0; x < K / 2; ++x) store(row + x * N, Vec<float>{});
+    for (int64_t at = (columns + K / 2) * N; at < stride; at += N) store(row + at, Vec<float>{});
+  }
+};
+
+// Of one chunk's weights: [row][input channel][tap][output channel], zeros where there is no channel.
+template <class T, int K>
+struct Packed {
+  static constexpr int N = kLanes<float>, kTaps = K * K, kStride = (kTaps + N - 1) / N * N;
+  const HadamardGeometry& g;
+  int64_t chunk;
+
+  static int64_t elements(int64_t group_width) { return group_width * kTaps * N; }
+
+  // Mirrored, as the input's gradient needs them: a lane is an input channel, the taps are in reverse.
+  template <bool Mirrored>
+  void pack(const T* weight, float* to) const {
+    alignas(ELSA_VECTOR_BYTES) float rows[N][kStride];
+    for (int64_t i = 0; i < g.group_width; ++i) {
+      for (int64_t lane = 0; lane < N; ++lane) {
+        const int64_t channel = chunk * N + lane, place = channel % g.group_width;
+        if (channel < g.channels) load_taps(weight + (Mirrored ? (channel - place + i) * g.group_width + place : channel * g.group_width + i) * kTaps, rows[lane]);
+        else __builtin_memset(rows[lane], 0, sizeof(rows[lane]));
+      }
+      for (int64_t tap = 0; tap < kTaps; tap += 4) {
+        const Four four = transpose_rows([&](int lane) ELSA_LAMBDA { return rows[lane] + tap; });
+        unroll<4>([&](auto n) ELSA_LAMBDA {
+          const int64_t t = Mirrored ? kTaps - 1 - tap - n : tap + n;
+          if (tap + n < kTaps) store(to + ((t / K * g.group_width + i) * K + t % K) * N, four.vectors[n]);
+        });
+      }
+    }
+  }
+
+  // The same order back; `packed(offset)` gives the vector at an offset.
+  template <class Source>
+  void unpack(Source&& packed, T* weight) const {
+    alignas(ELSA_VECTOR_BYTES) float rows[N][kStride];
+    for (int64_t i = 0; i < g.group_width; ++i) {
+      for (int64_t tap = 0; tap < kTaps; tap += 4) {
+        Four four{};
+        unroll<4>([&](auto n) ELSA_LAMBDA {
+          const int64_t t = tap + n;
+          if (t < kTaps) four.vectors[n] = packed(((t / K * g.group_width + i) * K + t % K) * N);
+        });
+        four = transpose(four);
+        for (int lane = 0; lane < N; ++lane)
+          __builtin_memcpy(rows[lane] + tap, reinterpret_cast<const float*>(&four.vectors[lane % 4]) + lane / 4 * 4, 16);
+      }
+      for (int64_t lane = 0; lane < N && chunk * N + lane < g.channels; ++lane) {
+        T* to = weight + ((chunk * N + lane) * g.group_width + i) * kTaps;
+        int64_t t = 0;
+        for (; t + N <= kTaps; t += N) store(to + t, load(rows[lane] + t));
+        if (t < kTaps) store_first(to + t, load(rows[lane] + t), kTaps - t);
+      }
+    }
+  }
+
+ private:
+  static ELSA_INLINE void load_taps(const T* from, float* to) {
+    int64_t t = 0;
+    for (; t + N <= kTaps; t += N) store(to + t, load(from + t));
+    if (t < kTaps) store(to + t, load_first(from + t, kTaps - t));
+  }
+};
+
+// acc[p] += Σ over rows [first, last) of taps, input channels and K columns of weight · source. `row_of(j)` points to the
+// source that position 0 meets at the tap in column 0.
+template <int K, class RowOf>
+ELSA_INLINE void convolve(Vec<float> (&acc)[kRun], const float* weights, int64_t group_width, Int32 starts, int64_t first,
+                          int64_t last, RowOf&& row_of) {
+  constexpr int N = kLanes<float>;
+  weights += first * group_width * K * N;
+  for (int64_t j = first; j < last; ++j) {
+    const float* source = row_of(j);
+    Int32 index = starts;
+    for (int64_t i = 0; i < group_width; ++i) {
+      Vec<float> w[K];
+      unroll<K>([&](auto t) ELSA_LAMBDA { w[t] = load(weights + t * N); });
+      unroll<kRun + K - 1>([&](auto u) ELSA_LAMBDA {
+        const Vec<float> v = permute(load(source + u * N), index);
+        unroll<K>([&](auto t) ELSA_LAMBDA {
+          constexpr int p = u - t;
+          if constexpr (p >= 0 && p < kRun) acc[p] += w[t] * v;
+        });
+      });
+      weights += K * N;
+      index += 1;
+    }
+  }
+}
+
+// Requests the one or two cache lines of one position's chunk of channels.
+template <int Write, class T>
+ELSA_INLINE void prefetch_chunk(const T* first) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(first), last = address + kLanes<float> * sizeof(T) - 1;
+  __builtin_prefetch(reinterpret_cast<const void*>(address), Write, 3);
+  if ((address ^ last) >= 64) __builtin_prefetch(reinterpret_cast<const void*>(last), Write, 3);
+}
+
+// Calls f(partial, count) for the channels of a chunk: whole vectors have their own code.
+template <class F>
+ELSA_INLINE void for_channels(const HadamardGeometry& g, int64_t chunk, F&& f) {
+  const int64_t left = g.channels - chunk * kLanes<float>;
+  if (left >= kLanes<float>) f(std::false_type{}, int64_t{kLanes<float>});
+  else f(std::true_type{}, left);
+}
+
+}  // namespace
+}  // namespace elsa::cpu::ELSA_ISA

@@ -1,0 +1,189 @@
+// The gradients of query, key, weight and bias for one chunk of channels, in lanes.
+#pragma once
+
+#include "hadamard_lanes.h"
+
+namespace elsa::cpu::ELSA_ISA {
+namespace {
+
+// [(row · group width + input channel) · K + tap][lane], then one vector for the bias.
+template <int K>
+ELSA_INLINE int64_t lanes_sums(const HadamardGeometry& g) {
+  return (g.group_width * K * K + 1) * kLanes<float>;
+}
+
+template <class T, int K, bool Partial>
+struct LanesBackward {
+  static constexpr int N = kLanes<float>, R = K / 2;
+  const HadamardBackward& arguments;
+  const float* weights;  // mirrored
+  Ring<K> ring;          // the gradient of `before`, its center the current row
+  float* hadamard;       // the current row of query · key · scale
+  float* sums;
+  int64_t chunk, count;
+  Int32 starts;
+
+  ELSA_INLINE const HadamardGeometry& g() const { return arguments.geometry; }
+  ELSA_INLINE int64_t first_channel() const { return chunk * N; }
+
+  void run(int64_t slot) {
+    for_pieces(g(), slot, [&](const Image& image, int64_t first_row, int64_t last_row) ELSA_LAMBDA {
+      for (int64_t y = first_row < R ? 0 : first_row - R; y < first_row + R && y < image.rows; ++y) fill(image, y);
+      for (int64_t y = first_row; y < last_row; ++y) {
+        if (y + R < image.rows) fill(image, y + R);
+        for (int64_t x = 0; x < image.columns; x += kRun) block(image, y, x);
+        add_bias(image, y);
+        add_weights(image, y);
+        copy_rest(image, y);
+      }
+    });
+  }
+
+  void fill(const Image& image, int64_t y) const {
+    float* row = ring.row(y);
+    ring.pad(row, image.columns);
+    const int64_t at = (image.origin + y * image.row_step) * g().channels + first_channel();
+    const int64_t step = image.column_step * g().channels;
+    const T* gradient = static_cast<const T*>(arguments.grad_local) + at;
+    const T* before = static_cast<const T*>(arguments.before) + at;
+    for (int64_t x = 0; x < image.columns; ++x, gradient += step, before += step)
+      store(row + (R + x) * N,
+            load_channels<T, Partial>(gradient, count) * gelu_slope(load_channels<T, Partial>(before, count)));
+  }
+
+  // The gradient of the product, from which those of its factors follow.
+  void block(const Image& image, int64_t y, int64_t x) const {
+    const int64_t first = y < R ? R - y : 0, last = image.rows - y + R < K ? image.rows - y + R : K;
+    Vec<float> acc[kRun] = {};
+    convolve<K>(acc, weights, g().group_width, starts, first, last, [&](int64_t j) ELSA_LAMBDA {
+      for (int64_t p = j * kRun / K; p < (j + 1) * kRun / K; ++p) prefetch(image, y + 1, x + p);
+      return ring.row(y + j - R) + x * N;
+    });
+    const int64_t stop = image.columns - x, step = image.column_step * g().packed;
+    const int64_t at = (image.origin + y * image.row_step + x * image.column_step) * g().packed + first_channel();
+    const T* query = static_cast<const T*>(arguments.packed) + at;
+    T* gradient = static_cast<T*>(arguments.grad_packed) + at;
+    const float scale = static_cast<float>(arguments.scale);
+    unroll<kRun>([&](auto p) ELSA_LAMBDA {
+      if (p < stop) {
+        const Vec<float> q = load_channels<T, Partial>(query + p * step, count);
+        const Vec<float> k = load_channels<T, Partial>(query + p * step + g().channels, count);
+        store(hadamard + (x + p) * N, q * k * scale);
+        store_channels<T, Partial>(gradient + p * step, acc[p] * scale * k, count);
+        store_channels<T, Partial>(gradient + p * step + g().channels, acc[p] * scale * q, count);
+      }
+    });
+  }
+
+  void add_bias(const Image& image, int64_t y) const {
+    const float* gradient = ring.row(y) + R * N;
+    Vec<float> total[4] = {};
+    int64_t x = 0;
+    for (; x + 4 <= image.columns; x += 4)
+      unroll<4>([&](auto n) ELSA_LAMBDA { total[n] += load(gradient + (x + n) * N); });
+    for (; x < image.columns; ++x) total[0] += load(gradient + x * N);
+    float* bias = sums + g().group_width * K * K * N;
+    store(bias, load(bias) + ((total[0] + total[1]) + (total[2] + total[3])));
+  }
+
+  // The row's products with the outputs that it reached, K taps of two input channels at a time.
+  void add_weights(const Image& image, int64_t y) const {
+    for (int64_t j = 0; j < K; ++j) {
+      const int64_t out = y + R - j;
+      if (out < 0 || out >= image.rows) continue;
+      const float* gradient = ring.row(out);
+      Int32 even = starts, odd = starts + 1;
+      for (int64_t i = 0; i < g().group_width; i += 2, even += 2, odd += 2) {
+        Vec<float> a[K] = {}, b[K] = {};
+        for (int64_t x = 0; x < image.columns; ++x) {
+          const Vec<float> h = load(hadamard + x * N), u = permute(h, even), v = permute(h, odd);
+          unroll<K>([&](auto t) ELSA_LAMBDA {
+            const Vec<float> d = load(gradient + (x + K - 1 - t) * N);
+            a[t] += u * d, b[t] += v * d;
+          });
+        }
+        float* to = sums + (j * g().group_width + i) * K * N;
+        unroll<K>([&](auto t) ELSA_LAMBDA {
+          store(to + t * N, load(to + t * N) + a[t]);
+          store(to + (K + t) * N, load(to + (K + t) * N) + b[t]);
+        });
+      }
+    }
+  }
+
+  // This chunk's share of the other channels: whole cache lines of the row, as far as it has any.
+  void copy_rest(const Image& image, int64_t y) const {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    const int64_t rest = g().packed - 2 * g().channels, lines = (rest + kLine - 1) / kLine;
+    const int64_t first = lines * chunk / g().chunks * kLine;
+    int64_t last = lines * (chunk + 1) / g().chunks * kLine;
+    if (last > rest) last = rest;
+    if (first >= last) return;
+    int64_t position = image.origin + y * image.row_step;
+    for (int64_t x = 0; x < image.columns; ++x, position += image.column_step) {
+      T* to = static_cast<T*>(arguments.grad_packed) + position * g().packed + 2 * g().channels + first;
+      if (const T* from = static_cast<const T*>(arguments.grad_rest))
+        __builtin_memcpy(to, from + position * rest + first, static_cast<size_t>(last - first) * sizeof(T));
+      else __builtin_memset(to, 0, static_cast<size_t>(last - first) * sizeof(T));
+    }
+  }
+
+  ELSA_INLINE void prefetch(const Image& image, int64_t y, int64_t x) const {
+    const int64_t position = image.origin + y * image.row_step + x * image.column_step;
+    const int64_t query = position * g().packed + first_channel();
+    const int64_t out = (position + R * image.row_step) * g().channels + first_channel();
+    prefetch_chunk<0>(static_cast<const T*>(arguments.packed) + query);
+    prefetch_chunk<0>(static_cast<const T*>(arguments.packed) + query + g().channels);
+    prefetch_chunk<1>(static_cast<const T*>(arguments.grad_packed) + query);
+    prefetch_chunk<1>(static_cast<const T*>(arguments.grad_packed) + query + g().channels);
+    prefetch_chunk<0>(static_cast<const T*>(arguments.grad_local) + out);
+    prefetch_chunk<0>(static_cast<const T*>(arguments.before) + out);
+  }
+};
+
+template <int K>
+int64_t lanes_backward_scratch(const HadamardGeometry& g) {
+  return (Packed<float, K>::elements(g.group_width) + K * Ring<K>::stride_for(g.width) + g.width * kLanes<float>) * 4;
+}
+
+template <class T, int K>
+void lanes_backward(const HadamardBackward& arguments, int64_t first, int64_t last, void* scratch) {
+  const HadamardGeometry& g = arguments.geometry;
+  float* weights = static_cast<float*>(scratch);
+  const Ring<K> ring{weights + Packed<T, K>::elements(g.group_width), Ring<K>::stride_for(g.width)};
+  float* hadamard = ring.rows + K * ring.stride;
+  int64_t packed = -1;
+  for (int64_t unit = first; unit < last; ++unit) {
+    const int64_t chunk = unit / g.slots;
+    if (chunk != packed)
+      Packed<T, K>{g, packed = chunk}.template pack<true>(static_cast<const T*>(arguments.weight), weights);
+    float* sums = static_cast<float*>(arguments.partial) + unit * lanes_sums<K>(g);
+    __builtin_memset(sums, 0, static_cast<size_t>(lanes_sums<K>(g)) * sizeof(float));
+    for_channels(g, chunk, [&](auto partial, int64_t count) ELSA_LAMBDA {
+      LanesBackward<T, K, partial()>{arguments, weights, ring, hadamard, sums, chunk, count, group_starts(g.group_width)}.run(
+          unit % g.slots);
+    });
+  }
+}
+
+template <class T, int K>
+void lanes_reduce(const HadamardBackward& arguments, int64_t first, int64_t last) {
+  const HadamardGeometry& g = arguments.geometry;
+  const int64_t elements = lanes_sums<K>(g);
+  for (int64_t chunk = first; chunk < last; ++chunk) {
+    const float* sums = static_cast<const float*>(arguments.partial) + chunk * g.slots * elements;
+    const auto total = [&](int64_t offset) ELSA_LAMBDA {
+      Vec<float> sum{};
+      for (int64_t slot = 0; slot < g.slots; ++slot) sum += load(sums + slot * elements + offset);
+      return sum;
+    };
+    Packed<T, K>{g, chunk}.unpack(total, static_cast<T*>(arguments.grad_weight));
+    for_channels(g, chunk, [&](auto partial, int64_t count) ELSA_LAMBDA {
+      store_channels<T, partial()>(static_cast<T*>(arguments.grad_bias) + chunk * kLanes<float>,
+                                   total(elements - kLanes<float>), count);
+    });
+  }
+}
+
+}  // namespace
+}  // namespace elsa::cpu::ELSA_ISA
