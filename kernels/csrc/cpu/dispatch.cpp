@@ -59,11 +59,11 @@ const std::vector<InstructionSet>& instruction_sets() {
   static const KernelTable<BackwardArguments> bf16_backward = with_bfloat16(avx512_backward, avx512_bf16_backward);
 #endif
   static const std::vector<InstructionSet> sets{
-      {"plain", &plain_forward, &plain_backward, true},
+      {"plain", &plain_forward, &plain_backward, &plain_hadamard, true},
 #if defined(__x86_64__)
-      {"avx2", &avx2_forward, &avx2_backward, has_avx2()},
-      {"avx512", &avx512_forward, &avx512_backward, has_avx512()},
-      {"avx512_bf16", &bf16_forward, &bf16_backward, has_avx512_bf16()},
+      {"avx2", &avx2_forward, &avx2_backward, &avx2_hadamard, has_avx2()},
+      {"avx512", &avx512_forward, &avx512_backward, &avx512_hadamard, has_avx512()},
+      {"avx512_bf16", &bf16_forward, &bf16_backward, &avx512_hadamard, has_avx512_bf16()},
 #endif
   };
   return sets;

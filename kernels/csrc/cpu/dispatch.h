@@ -1,7 +1,7 @@
 // Which instruction set the CPU kernels run in: the best that the processor has, or less where asked.
 #pragma once
 
-#include "plan.h"
+#include "hadamard_plan.h"
 
 #include <cstdint>
 #include <vector>
@@ -12,6 +12,7 @@ struct InstructionSet {
   const char* name;
   const KernelTable<ForwardArguments>* forward;
   const KernelTable<BackwardArguments>* backward;
+  const HadamardTable* hadamard;
   bool supported;  // by this processor
 };
 

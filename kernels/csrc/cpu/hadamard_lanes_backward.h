@@ -2,6 +2,7 @@
 #pragma once
 
 #include "hadamard_lanes.h"
+#include "hadamard_rest.h"
 
 namespace elsa::cpu::ELSA_ISA {
 namespace {
@@ -34,7 +35,7 @@ struct LanesBackward {
         for (int64_t x = 0; x < image.columns; x += kRun) block(image, y, x);
         add_bias(image, y);
         add_weights(image, y);
-        copy_rest(image, y);
+        copy_rest<T>(arguments, image, y, chunk);
       }
     });
   }
@@ -108,23 +109,6 @@ struct LanesBackward {
           store(to + (K + t) * N, load(to + (K + t) * N) + b[t]);
         });
       }
-    }
-  }
-
-  // This chunk's share of the other channels: whole cache lines of the row, as far as it has any.
-  void copy_rest(const Image& image, int64_t y) const {
-    constexpr int64_t kLine = 64 / sizeof(T);
-    const int64_t rest = g().packed - 2 * g().channels, lines = (rest + kLine - 1) / kLine;
-    const int64_t first = lines * chunk / g().chunks * kLine;
-    int64_t last = lines * (chunk + 1) / g().chunks * kLine;
-    if (last > rest) last = rest;
-    if (first >= last) return;
-    int64_t position = image.origin + y * image.row_step;
-    for (int64_t x = 0; x < image.columns; ++x, position += image.column_step) {
-      T* to = static_cast<T*>(arguments.grad_packed) + position * g().packed + 2 * g().channels + first;
-      if (const T* from = static_cast<const T*>(arguments.grad_rest))
-        __builtin_memcpy(to, from + position * rest + first, static_cast<size_t>(last - first) * sizeof(T));
-      else __builtin_memset(to, 0, static_cast<size_t>(last - first) * sizeof(T));
     }
   }
 

@@ -1,58 +1,14 @@
 // The host side of the CPU kernels: checks, packing of the ghosts, division of the work, and registration.
-#include "../checks.h"
 #include "dispatch.h"
+#include "host.h"
 
 #include <algorithm>
 #include <memory>
-#include <new>
 #include <tuple>
 #include <vector>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 namespace elsa::cpu {
 namespace {
-
-constexpr std::size_t kAlignment = 64;
-
-// Uninitialised memory on a cache line's boundary, private to one call or one thread.
-class Buffer {
- public:
-  explicit Buffer(int64_t bytes)
-      : memory_(::operator new(static_cast<std::size_t>(std::max<int64_t>(bytes, 1)), std::align_val_t(kAlignment))) {}
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { ::operator delete(memory_, std::align_val_t(kAlignment)); }
-  void* get() const { return memory_; }
-
- private:
-  void* memory_;
-};
-
-// The allocator hands out large arrays as untouched pages: each of 4 KiB costs a fault of a microsecond or two, as much as
-// the kernels need for it. A refusal of the kernel's to make them 2 MiB large is no error.
-void prefer_huge_pages([[maybe_unused]] const Tensor& tensor) {
-#if defined(__linux__)
-  constexpr uintptr_t kHuge = 2 << 20, kFresh = 4 * kHuge;  // smaller ones are mostly memory that was in use before
-  const uintptr_t first = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
-  const uintptr_t bytes = static_cast<uintptr_t>(tensor.numel()) * static_cast<uintptr_t>(tensor.element_size());
-  const uintptr_t start = (first + kHuge - 1) / kHuge * kHuge, stop = (first + bytes) / kHuge * kHuge;
-  if (bytes >= kFresh) madvise(reinterpret_cast<void*>(start), stop - start, MADV_HUGEPAGE);
-#endif
-}
-
-template <class Arguments>
-const Kernel<Arguments>& kernel_for(const KernelTable<Arguments>& table, ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Float: return table.float32;
-    case ScalarType::Double: return table.float64;
-    case ScalarType::Half: return table.float16;
-    default: return table.bfloat16;
-  }
-}
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The division of the work depends on the sizes alone, never on the number of threads: with it the order of every
 // sum is fixed, so results are the same for any number of threads.
@@ -60,11 +16,7 @@ Geometry geometry_of(const Problem& p, int64_t lanes, int64_t rows_per_slot, int
   Geometry g{};
   g.height = p.height, g.width = p.width, g.channels = p.channels;
   g.heads = p.heads, g.head_dim = p.head_dim(), g.kernel = p.kernel, g.taps = p.taps();
-  // Taps further apart than the map is wide all fall outside it; a dilation beyond that changes nothing.
-  g.dilation = std::min(p.dilation, std::max(p.height, p.width));
-  g.phases_y = std::min(g.dilation, p.height), g.phases_x = std::min(g.dilation, p.width);
-  g.images = p.batch * g.phases_y * g.phases_x;
-  g.image_rows = ceil_div(p.height, g.dilation);
+  divide_dilated(p, g);
   constexpr int64_t kUnits = 256;  // enough for the balance of a large machine
   const int64_t rows = g.images * g.image_rows;
   g.slots = std::clamp<int64_t>(std::min(ceil_div(kUnits, g.heads), rows / rows_per_slot), 1, most_slots);
