@@ -1,0 +1,247 @@
+"""oneDNN's matrix product, which PyTorch has as a private operator: where it is used, and linear layers made of it.
+
+PyTorch's float32 ``linear`` calls MKL, which computes with AVX2 on processors that are not Intel's, AVX-512 or not: at
+40 % of the peak. ``mkldnn::_linear_pointwise`` reaches 90 %, with a plain weight 2 to 4 % less than with a packed one. So
+nothing is packed, nothing is kept, and no weight can be stale.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TYPES = (torch.float32, torch.bfloat16)
+OTHERS_VENDORS = ("AuthenticAMD", "HygonGenuine")  # of processors with AVX-512 that MKL does not use
+# What the private operator must be. torch names it, and how it is called, in its own compiler.
+SCHEMA = "(Tensor X, Tensor W, Tensor? B, str attr, Scalar?[] scalars, str? algorithm) -> Tensor Y"
+HIDDEN = 640 * 1024  # numbers of the hidden map of an MLP at a time: 2.5 MB of float32 stay in the caches
+FEWEST_ROWS = 784  # of a map at a time; fewer would read the weights too often
+
+# ---- where it is used
+
+
+@functools.cache
+def obstacle() -> str | None:
+    """Why oneDNN's product cannot be called here; None where it can."""
+    if not torch.backends.mkldnn.is_available():
+        return f"torch {torch.__version__} is a build without oneDNN"
+    operator = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if operator is None or str(operator.default._schema).partition("_linear_pointwise")[2] != SCHEMA:
+        return f"torch {torch.__version__} has no mkldnn::_linear_pointwise as expected"
+    return _trial()
+
+
+def _trial() -> str | None:
+    """The operator is private: it is asked once for what is expected of it."""
+    x, weight, bias = torch.linspace(-1, 1, 96).view(6, 16), torch.linspace(-1, 2, 48).view(16, 3), torch.ones(3)
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            found = product(x, weight.t(), bias, gelu=True)
+            right = torch.allclose(found, F.gelu(x @ weight + bias), rtol=1e-4, atol=1e-4)
+    except (RuntimeError, TypeError) as error:
+        return f"torch {torch.__version__}'s mkldnn::_linear_pointwise fails: {str(error).strip().splitlines()[0]}"
+    return None if right else f"torch {torch.__version__}'s mkldnn::_linear_pointwise computes something else"
+
+
+@functools.cache
+def processor() -> tuple[bool, str]:
+    """Whether oneDNN's product is the faster one on this processor, and by which rule."""
+    capability, vendor = torch.backends.cpu.get_cpu_capability(), _vendor()
+    if "AVX512" not in capability:
+        return False, f"{capability} on {vendor}: without AVX-512 both are equally fast"
+    if vendor not in OTHERS_VENDORS:
+        return False, f"{capability} on {vendor}: MKL uses it"
+    return True, f"{capability} on {vendor}, where MKL computes with AVX2"
+
+
+def _vendor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id"))
+    return next(named, platform.machine() or "an unknown processor")
+
+
+@functools.cache
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16; otherwise oneDNN imitates it."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+# ---- products
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
+    """x (…, K), weight (N, K) of any strides → (…, N), exact GELU applied if asked for. No gradient."""
+    activation, algorithm = ("gelu", "none") if gelu else ("none", "")
+    return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, activation, [], algorithm)
+
+
+def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """grad (M, N), x (M, K) → (N, K)."""
+    if grad.dtype == torch.bfloat16:
+        return grad.t() @ x  # PyTorch calls oneDNN itself
+    (rows, wide), narrow = grad.shape, x.shape[1]
+    # The first factor is copied to be transposed: the narrow one, where that saves more than the result's copy costs.
+    if rows * (wide - narrow) > 2 * wide * narrow:
+        return product(x.t(), grad.t()).t()
+    return product(grad.t(), x.t())
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _again(formula: Callable[..., Tensor], inputs: Sequence[Any], needed: Sequence[bool], grad: Tensor) -> list[Any]:
+    """The gradients as functions of their own, for second derivatives: those of PyTorch's operators."""
+    with torch.enable_grad():
+        # Views, so that the way from one input to another is none of the formula's.
+        own = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
+        out = formula(*own)
+    wanted = [tensor for tensor, need in zip(own, needed, strict=True) if need and tensor is not None]
+    found = iter(torch.autograd.grad([out], wanted, [grad], create_graph=True))
+    return [next(found) if need else None for need in needed]
+
+
+# ---- linear layer
+
+
+def plain_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    """PyTorch's own."""
+    out = F.linear(x, weight, bias)
+    return F.gelu(out) if gelu else out
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    """The same by oneDNN's product. No gradient."""
+    return product(x, weight, bias, gelu=gelu)
+
+
+class Linear(torch.autograd.Function):
+    """(x, weight, bias or None, gelu) → what ``plain_linear`` gives."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, gelu):
+        out = product(x, weight, bias)
+        ctx.gelu = gelu
+        ctx.save_for_backward(x, weight, bias, out if gelu else None)
+        return F.gelu(out) if gelu else out
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, bias, before = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():
+            formula = functools.partial(plain_linear, gelu=ctx.gelu)
+            return *_again(formula, (x, weight, bias), needed, grad), None
+        if ctx.gelu:
+            grad = torch.ops.aten.gelu_backward(grad, before)
+        rows = _rows(grad)
+        of_x = product(grad, weight.t()) if needed[0] else None
+        of_weight = weight_gradient(rows, _rows(x)) if needed[1] else None
+        return of_x, of_weight, rows.sum(0) if needed[2] else None, None
+
+
+# ---- MLP
+
+
+def plain_mlp(
+    x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None, residual: Tensor | None
+) -> Tensor:
+    """PyTorch's own."""
+    out = F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
+    return out if residual is None else out + residual
+
+
+def _parts(rows: int, hidden: int) -> int:
+    """Rows of a map whose hidden part is computed at a time, by the sizes alone."""
+    most = max(FEWEST_ROWS, HIDDEN // hidden)
+    return -(-rows // -(-rows // most))
+
+
+def mlp(
+    x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None, residual: Tensor | None,
+    *, kept: list[Tensor] | None = None,
+) -> Tensor:  # fmt: skip
+    """``plain_mlp`` some rows at a time: the hidden map, wider than all others, is never written to memory as a whole.
+
+    Args:
+        kept: gets the hidden maps before GELU, for backward.
+    """
+    rows = _rows(x)
+    dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+    out = x.new_empty(*x.shape[:-1], len(weight2), dtype=dtype)
+    count = _parts(len(rows), len(weight1))
+    others = _rows(out).split(count) if residual is None else _rows(residual).split(count)
+    for part, target, other in zip(rows.split(count), _rows(out).split(count), others, strict=True):
+        hidden = product(part, weight1, bias1, gelu=kept is None)
+        if kept is not None:
+            kept.append(hidden)
+            hidden = F.gelu(hidden)
+        result = product(hidden, weight2, bias2)
+        if residual is None:
+            target.copy_(result)
+        else:
+            torch.add(result, other, out=target)
+    return out
+
+
+class MLP(torch.autograd.Function):
+    """(x, weight1, bias1, weight2, bias2, residual) → what ``plain_mlp`` gives; GELU is computed again in backward."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        kept: list[Tensor] = []
+        out = mlp(*inputs, kept=kept)
+        ctx.save_for_backward(*inputs[:5], *kept)
+        ctx.residual = None if inputs[5] is None else inputs[5].dtype
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        inputs, kept = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+        of_residual = grad.to(ctx.residual) if ctx.needs_input_grad[5] else None
+        grad = grad.to(inputs[0].dtype)
+        needed = ctx.needs_input_grad[:5]
+        if torch.is_grad_enabled():
+            formula = functools.partial(plain_mlp, residual=None)
+            return *_again(formula, inputs, needed, grad), of_residual
+        return *_mlp_gradients(inputs, kept, needed, grad), of_residual
+
+
+def _mlp_gradients(
+    inputs: Sequence[Tensor], kept: Sequence[Tensor], needed: Sequence[bool], grad: Tensor
+) -> list[Tensor | None]:
+    x, weight1, _, weight2, _ = inputs
+    rows, of_x = _rows(x), x.new_empty(x.shape) if needed[0] else None
+    count = len(kept[0])
+    targets = rows.split(count) if of_x is None else _rows(of_x).split(count)
+    sums: list[Tensor | None] = [None] * 4
+    for part, g, before, target in zip(rows.split(count), _rows(grad).split(count), kept, targets, strict=True):
+        after = F.gelu(before) if needed[3] else None
+        of_hidden = torch.ops.aten.gelu_backward(product(g, weight2.t()), before) if any(needed[:3]) else None
+        found = (
+            weight_gradient(of_hidden, part) if needed[1] and of_hidden is not None else None,
+            of_hidden.sum(0) if needed[2] and of_hidden is not None else None,
+            weight_gradient(g, after) if after is not None else None,
+            g.sum(0) if needed[4] else None,
+        )
+        if needed[0] and of_hidden is not None:
+            target.copy_(product(of_hidden, weight1.t()))
+        sums = [_added(total, more) for total, more in zip(sums, found, strict=True)]
+    return [of_x, *(None if total is None else total.to(x.dtype) for total in sums)]
+
+
+def _added(total: Tensor | None, more: Tensor | None) -> Tensor | None:
+    """Sums of many parts are kept in float32."""
+    if more is None:
+        return None
+    return more.float() if total is None else total.add_(more)
