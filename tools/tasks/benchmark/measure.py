@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -79,27 +81,71 @@ def shortest(calls: dict[str, Call], seconds: float, clock: Callable[[Call], flo
     return best
 
 
-def peak_extra_memory(call: Call, device: torch.device) -> int | None:
-    """Bytes by which one call raises the memory in use: the process's (Linux; None elsewhere), or the GPU's tensors."""
+def timed_calls(call: Call, count: int, device: torch.device) -> tuple[list[float], list[float]]:
+    """Seconds of each of ``count`` calls: on the wall, of a GPU between events in its queue; and of all of this
+    process's threads on their processors."""
+    walls, processors, events = [], [], []
+    gpu = device.type == "cuda"
+    for _ in range(count):
+        start, wall = time.process_time(), time.perf_counter()
+        if gpu:
+            events.append(torch.cuda.Event(enable_timing=True))
+            events[-1].record()
+        call()
+        walls.append(time.perf_counter() - wall)
+        processors.append(time.process_time() - start)
+    if gpu:
+        events.append(torch.cuda.Event(enable_timing=True))
+        events[-1].record()
+        events[-1].synchronize()
+        walls = [one.elapsed_time(other) / 1e3 for one, other in itertools.pairwise(events)]
+    return walls, processors
 
-    def status(field: str) -> int:
-        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-        return int(line.split()[1]) << 10
 
-    call()
+def trim() -> None:
+    """Gives back what earlier calls left with the C library's allocator: it would hide what later ones take."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident(device: torch.device) -> int | None:
+    """Bytes in use: the process's (Linux; None elsewhere), or the GPU's tensors."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status("VmRSS")
+
+
+def reset_high_water(device: torch.device) -> bool:
+    """Whether this system can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        return torch.cuda.max_memory_allocated(device) - before
+        return True
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # what earlier calls left with the allocator would hide what this one takes
-        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-        before = status("VmRSS")
-        call()
-        return max(0, status("VmHWM") - before)
-    except (OSError, AttributeError, StopIteration):
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def high_water(device: torch.device) -> int | None:
+    """The most bytes in use since ``reset_high_water``."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
+
+
+def _status(field: str) -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith(field)).split()[1]) << 10
+    except (OSError, StopIteration):
         return None
+
+
+def peak_extra_memory(call: Call, device: torch.device) -> int | None:
+    """Bytes by which one call raises the memory in use; None where the system does not tell."""
+    call()
+    trim()
+    if not reset_high_water(device) or (before := resident(device)) is None:
+        return None
+    call()
+    return max(0, (high_water(device) or 0) - before)
 
 
 def makers_of(shape: Shape, dtype: torch.dtype, settings: Settings) -> tuple[dict[str, Callable], list[str]]:

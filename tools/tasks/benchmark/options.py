@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Collection
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -34,8 +34,8 @@ def subset(allowed: Collection[str], everything: bool = False) -> Callable[[str]
     return parse
 
 
-def at_least(kind: type, least: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
+def at_least(kind: type, least: float) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
@@ -45,6 +45,19 @@ def at_least(kind: type, least: float) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """``N`` or ``HEIGHTxWIDTH``."""
+    sides = [at_least(int, 32)(side) for side in text.split("x")]
+    if len(sides) > 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither N nor HEIGHTxWIDTH")
+    return sides[0], sides[-1]
+
+
+def counts(least: int) -> Callable[[str], tuple[int, ...]]:
+    """``N,N``, each once, in the order given."""
+    return lambda text: tuple(dict.fromkeys(at_least(int, least)(part) for part in text.split(",")))
 
 
 def thread_counts(text: str) -> tuple[int, ...]:

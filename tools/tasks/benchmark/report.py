@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
-import platform
 from pathlib import Path
 
 import torch
 
 from elsa.core import check_writable, make_folder, write_json
-from elsa.kernels import backend_info
 
+from .machine import describe
 from .measure import Settings, measure
 
 COLUMNS = (
@@ -43,8 +41,7 @@ def benchmark_operator(settings: Settings) -> None:
     """
     check_writable(settings.output)
     gpu = settings.device.type == "cuda"
-    name = torch.cuda.get_device_name(settings.device) if gpu else platform.processor() or platform.machine()
-    info = {"device": name, "torch": torch.__version__, "backends": backend_info(), "cpus": os.cpu_count()}
+    info = describe(settings.device)
     print(", ".join(f"{key}: {value}" for key, value in info.items()))
     print(line([title for title, _ in COLUMNS]))
     print("|" + "|".join("-" * (width + 2) for width in WIDTHS) + "|")

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import copy
 import itertools
-import os
-import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import timm
 import torch
-from torch import nn
 
 from elsa.core import ConfigError, check_writable, did_you_mean, make_folder, seed_everything, write_json
-from elsa.engine import Precision, TrainStep
+from elsa.engine import Precision
 from elsa.engine.compiling import compile_errors, compile_parts
-from elsa.kernels import backend_info
 from elsa.models import VARIANTS
 
+from .machine import describe
 from .measure import DTYPES, cpu_seconds, gpu_seconds, shortest
+from .subjects import CLASSES, inference, random_batch, train_step
 
-CLASSES = 1000
 COLUMNS = ("model", "pass", "type", "eager ms", "compiled ms", "compiled/eager", "compiling s")
 FORMS = ("{:>32}", "{:>5}", "{:>4}", "{:>10}", "{:>11}", "{:>14}", "{:>11}")
 
@@ -66,10 +62,7 @@ def benchmark_step(settings: StepSettings) -> None:
     """
     check_writable(settings.output)
     torch.set_num_threads(settings.threads)
-    gpu = settings.device.type == "cuda"
-    name = torch.cuda.get_device_name(settings.device) if gpu else platform.processor() or platform.machine()
-    info = {"device": name, "torch": torch.__version__, "operator": backend_info(), "cpus": os.cpu_count(),
-            "threads": settings.threads, "batch": settings.batch, "size": settings.size}  # fmt: skip
+    info = {**describe(settings.device), "threads": settings.threads, "batch": settings.batch, "size": settings.size}
     print(", ".join(f"{key}: {value}" for key, value in info.items()))
     print(_line(COLUMNS))
     rows = []
@@ -93,10 +86,9 @@ def measure_model(name: str, dtype: str, settings: StepSettings) -> list[dict[st
         raise ConfigError(f"--models {name} with --size {settings.size}: {error}") from error
     networks = {"eager": eager, "compiled": copy.deepcopy(eager)}
     compile_parts([networks["compiled"]])
-    images = torch.randn(settings.batch, 3, settings.size, settings.size, device=settings.device)
-    batch = SimpleNamespace(images=images, targets=torch.arange(settings.batch, device=settings.device) % CLASSES)
+    batch = random_batch(settings.batch, (settings.size, settings.size), settings.device)
     precision = Precision(settings.device.type, None if dtype == "fp32" else DTYPES[dtype])
-    makers = {"train": _train_step, "eval": _evaluation}
+    makers = {"train": train_step, "eval": inference}
     clock = gpu_seconds if settings.device.type == "cuda" else cpu_seconds
     rows = []
     for which, make in makers.items():
@@ -111,25 +103,6 @@ def measure_model(name: str, dtype: str, settings: StepSettings) -> list[dict[st
                      "compiled_ms": 1e3 * best["compiled"], "ratio": best["compiled"] / best["eager"],
                      "compile_s": compiling})  # fmt: skip
     return rows
-
-
-def _train_step(network: nn.Module, batch: Any, precision: Precision) -> Callable[[], None]:
-    optimizer = torch.optim.AdamW(network.parameters(), 1e-5)
-    step = TrainStep(network, optimizer, nn.CrossEntropyLoss(), precision, source=network)
-
-    def call() -> None:
-        step([batch])
-
-    return call
-
-
-def _evaluation(network: nn.Module, batch: Any, precision: Precision) -> Callable[[], None]:
-    def call() -> None:
-        network.eval()
-        with torch.no_grad(), precision.autocast():
-            network(batch.images)
-
-    return call
 
 
 def _line(cells: Iterable[Any]) -> str:

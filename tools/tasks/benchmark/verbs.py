@@ -10,8 +10,9 @@ import torch
 
 from .contestants import CONTESTANTS
 from .measure import DTYPES, Settings
-from .options import at_least, device, subset, thread_counts
+from .options import at_least, counts, device, image_size, subset, thread_counts
 from .report import benchmark_operator
+from .settings import SETTINGS
 from .shapes import DEFAULT_GROUPS, GROUPS
 
 
@@ -92,3 +93,53 @@ def _step(args: argparse.Namespace) -> None:
     args.batch = args.batch or (128 if args.device.type == "cuda" else 4)
     del args.verb, args.measure
     benchmark_step(StepSettings(**vars(args)))
+
+
+def add_model(verbs: Any) -> None:
+    told = "whole networks beside their counterparts, in turns of one run"
+    parser = verbs.add_parser("model", help=told, description=told, allow_abbrev=False)
+    parser.set_defaults(measure=_model)
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="a network of ours: elsa_swin_tiny; without elsa_ its baseline")
+    _add_case(add, ("inference", "train"), batch="8, on a GPU 128")
+    add("--settings", type=subset(SETTINGS), default=tuple(SETTINGS), metavar="A,B",
+        help=f"of the counterpart: {', '.join(f'{name} ({told})' for name, told in SETTINGS.items())}")  # fmt: skip
+    add("--size", type=image_size, default=(224, 224), metavar="N", help="N or HEIGHTxWIDTH (default 224)")
+    add("--task", choices=("classifier", "backbone"), default="classifier", help="logits, or the maps of a detector")
+    add("--output", type=Path, default=Path("runs/benchmark"), help="folder for model.json and .png")
+    add("--markdown", type=Path, nargs="+", metavar="FILE", help="measure nothing: rows of a table from such JSON")
+
+
+def _add_case(add: Any, passes: tuple[str, ...], batch: str) -> None:
+    """What every measurement of whole networks takes."""
+    add("--against", metavar="NAME", help="the counterpart: any network of timm's, or none (default: by a table)")
+    add("--passes", type=subset(("inference", "train")), default=passes, metavar="A,B",
+        help=f"inference, train (the whole step; default {','.join(passes)})")  # fmt: skip
+    add("--mode", dest="modes", type=subset(("eager", "compiled", "frozen")), default=("eager",), metavar="A,B",
+        help="eager (default), compiled by torch.compile, frozen (weights as constants; inference)")  # fmt: skip
+    add("--dtype", dest="dtypes", type=subset(("float32", "bfloat16")), default=("float32",), metavar="A,B",
+        help="float32 (default), bfloat16 by autocast")  # fmt: skip
+    add("--batch", type=at_least(int, 1), help=f"images of each process (default {batch})")
+    add("--device", type=device, default=torch.device("cpu"), help="cpu (default), cuda or cuda:N")
+    add("--threads", type=counts(1), metavar="N,N", help="of a CPU (default 1)")
+    add("--rounds", type=at_least(int, 1), default=11, help="turns of each contestant (default 11)")
+
+
+def _case(args: argparse.Namespace, cpu_batch: int) -> dict[str, Any]:
+    gpu = args.device.type == "cuda"
+    args.threads = args.threads or ((0,) if gpu else (1,))
+    args.batch = args.batch or (128 if gpu else cpu_batch)
+    del args.verb, args.measure
+    return vars(args)
+
+
+def _model(args: argparse.Namespace) -> None:
+    from .whole import WholeSettings, benchmark_model  # with timm, which takes seconds
+    from .whole_report import print_markdown
+
+    if args.markdown:
+        print_markdown(args.markdown)
+        return
+    del args.markdown
+    args.names = tuple(args.names)
+    benchmark_model(WholeSettings(**_case(args, 8)))
