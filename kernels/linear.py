@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,7 +50,8 @@ def linear(
         out = onednn.plain_linear(x, weight, bias, gelu)
         return out if residual is None else out + residual
     inputs = _autocast(x, weight, bias)
-    out = (onednn.Linear.apply if _differentiates(*inputs) else onednn.linear)(*inputs, gelu)
+    run: Callable[..., Tensor] = onednn.Linear.apply if _differentiates(*inputs) else onednn.linear
+    out = run(*inputs, gelu)
     if residual is None:
         return out
     same = _fits(residual, x.shape[:-1], len(weight)) and residual.dtype == out.dtype
@@ -76,12 +78,14 @@ def mlp(
     Raises:
         ValueError, RuntimeError: as ``linear``.
     """
-    taken = _taken(x, weight1, bias1) and _same_kind(x, weight2, bias2) and weight2.shape[1] == len(weight1)
+    taken = _taken(x, weight1, bias1) and _same_kind(x, weight2, bias2)
+    taken = taken and weight2.ndim == 2 and weight2.shape[1] == len(weight1)
     if not taken or not _fits(residual, x.shape[:-1], len(weight2)):
         hidden = linear(x, weight1, bias1, activation="gelu")
         return linear(hidden, weight2, bias2, residual=residual)
     inputs = (*_autocast(x, weight1, bias1, weight2, bias2), residual)
-    return (onednn.MLP.apply if _differentiates(*inputs) else onednn.mlp)(*inputs)
+    run: Callable[..., Tensor] = onednn.MLP.apply if _differentiates(*inputs) else onednn.mlp
+    return run(*inputs)
 
 
 def linear_info() -> str:
@@ -114,13 +118,13 @@ def _taken(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     if torch.compiler.is_compiling():
         return False
     choice = _choice()
-    if choice == "torch" or not (choice == "onednn" or onednn.processor()[0]):
+    if choice == "torch" or (choice == "auto" and not onednn.processor()[0]):
         return False
     if (obstacle := onednn.obstacle()) is not None:
         if choice == "onednn":
             raise RuntimeError(f"ELSA_LINEAR is onednn, which cannot run: {obstacle}")
         return False
-    return not _watched() and _same_kind(x, weight, bias) and _is_large(x, weight)
+    return _is_large(x, weight) and not _watched() and _same_kind(x, weight, bias)
 
 
 def _watched() -> bool:
@@ -147,16 +151,16 @@ def _same_kind(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         return False
     if any(tensor.dtype != computed and not (cast and tensor.dtype in onednn.TYPES) for tensor in tensors):
         return False
-    if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+    if bias is not None and bias.shape != weight.shape[:1]:
         return False
-    return weight.is_contiguous() or weight.t().is_contiguous()
+    return weight.is_contiguous() or (weight.ndim == 2 and weight.t().is_contiguous())
 
 
 def _is_large(x: Tensor, weight: Tensor) -> bool:
-    outputs, inputs = weight.shape
-    if x.ndim < 2 or x.shape[-1] != inputs or not inputs:
+    if x.ndim < 2 or weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
         return False
-    rows = x.numel() // inputs
+    outputs, inputs = weight.shape
+    rows = x.numel() // max(inputs, 1)
     return rows >= FEWEST_ROWS and rows * inputs * outputs >= FEWEST_PRODUCTS
 
 

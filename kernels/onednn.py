@@ -1,8 +1,8 @@
 """oneDNN's matrix product, which PyTorch has as a private operator: where it is used, and linear layers made of it.
 
 PyTorch's float32 ``linear`` calls MKL, which computes with AVX2 on processors that are not Intel's, AVX-512 or not: at
-40 % of the peak. ``mkldnn::_linear_pointwise`` reaches 90 %, with a plain weight 2 to 4 % less than with a packed one. So
-nothing is packed, nothing is kept, and no weight can be stale.
+40 % of the peak. ``mkldnn::_linear_pointwise`` reaches 90 %, with a plain weight 2 to 4 % less than with a packed one.
+So nothing is packed, nothing is kept, and no weight can be stale.
 """
 
 from __future__ import annotations

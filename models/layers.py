@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, resize_rel_pos_bias_table, to_2tuple
+from timm.layers import DropPath, resize_rel_pos_bias_table, to_2tuple
 from torch import Tensor, nn
+
+from .mlp import Mlp, add_mlp, apply_linear
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
@@ -70,6 +72,8 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         x = F.pad(x, (0, -width % self.patch_size[1], 0, -height % self.patch_size[0]))
+        if x.is_cpu:  # the convolution writes what LayerNorm reads
+            x = x.contiguous(memory_format=torch.channels_last)
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
@@ -82,9 +86,9 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = pad_to_multiple(x, 2)
-        quarters = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]  # the published order
-        return self.reduction(self.norm(torch.cat(quarters, dim=-1)))
+        squares = pad_to_multiple(x, 2).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+        squares = squares.permute(0, 1, 3, 4, 2, 5).flatten(3)  # the published order: (row, column) 00, 10, 01, 11
+        return apply_linear(self.reduction, self.norm(squares))
 
 
 class WindowAttention(nn.Module):
@@ -134,14 +138,15 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """``mask``: (windows per map, w², w²), added to the logits; N counts maps first, then their windows."""
         number, tokens, dim = x.shape
-        packed = self.pre_proj(x).reshape(number, tokens, 3, self.num_heads, dim // self.num_heads)
+        packed = apply_linear(self.pre_proj, x).reshape(number, tokens, 3, self.num_heads, dim // self.num_heads)
         value, query, key = packed.permute(2, 0, 3, 1, 4).unbind(0)
         bias = self.rb[:, self.relative_id].reshape(1, self.num_heads, tokens, tokens)
         if mask is not None:
             bias = (bias + mask[:, None]).repeat(number // mask.shape[0], 1, 1, 1)
         drop = self.attn_drop if self.training else 0.0
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype), dropout_p=drop)
-        return self.proj_drop(self.post_proj(out.transpose(1, 2).reshape(number, tokens, dim)))
+        out = apply_linear(self.post_proj, out.transpose(1, 2).reshape(number, tokens, dim))
+        return self.proj_drop(out)
 
 
 def shifted_window_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
@@ -230,4 +235,4 @@ class WindowBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.window_attention(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return add_mlp(x, self.norm2, self.mlp, self.drop_path)

@@ -24,6 +24,7 @@ from .layers import (
     select_stages,
 )
 from .maps import Frozen, Intermediates, last_map
+from .mlp import apply_linear
 
 ATTENTIONS = ("elsa", "window")
 Arguments = dict[str, Any]
@@ -205,7 +206,7 @@ class ELSASwin(Intermediates, SwinStages):
         if self.global_pool:
             x = x.mean((1, 2)) if self.global_pool == "avg" else x.amax((1, 2))
         x = self.head_drop(x)
-        return x if pre_logits else self.head(x)
+        return x if pre_logits else apply_linear(self.head, x)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
