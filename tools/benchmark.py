@@ -1,6 +1,6 @@
 #!/usr/bin/env python
-"""Measures the operator (op), whole networks beside their counterparts (model), the parts of a network's blocks (parts),
-how it scales (scaling), loading (data CONFIG), or compiled networks (step): python tools/benchmark.py op
+"""Measures the operator (op), whole networks beside their counterparts (model), the parts of their blocks (parts),
+how they scale (scaling), loading (data CONFIG), or compiled networks (step): python tools/benchmark.py op
 
 All contestants of a row run in turns within one run, so that other load on the machine disturbs them alike; only the
 ratios within one run are to be relied on. Of the operator the shortest of many repetitions counts. Beside it are timed:

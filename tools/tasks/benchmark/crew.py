@@ -162,6 +162,12 @@ class Crew:
                 advance()
         return found
 
+    def profile(self) -> list[dict[str, Any]]:
+        """The parts of one call of the first contestant: stage, part, seconds."""
+        worker = self.teams[0][0]
+        worker.tell(do="profile", threads=self.threads[0], cores=self._share(0, self.threads[0]))
+        return worker.answer()["parts"]
+
     def _turn(self, team: int, threads: int) -> dict[str, list[float]]:
         calls = max(1, round(TURN / self.seconds[team]))
         for rank, worker in enumerate(self.teams[team]):

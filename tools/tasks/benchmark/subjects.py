@@ -12,6 +12,7 @@ import torch
 from timm.layers import Mlp
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.profiler import record_function
 from torch.utils.flop_counter import FlopCounterMode
 
 from elsa.core import ConfigError
@@ -134,7 +135,7 @@ def inference(network: nn.Module, batch: Any, precision: Precision) -> Callable[
     network.eval()
 
     def call() -> None:
-        with torch.no_grad(), precision.autocast():
+        with record_function("forward"), torch.no_grad(), precision.autocast():
             network(batch.images)
 
     return call

@@ -113,16 +113,43 @@ def add_model(verbs: Any) -> None:
 def _add_case(add: Any, passes: tuple[str, ...], batch: str) -> None:
     """What every measurement of whole networks takes."""
     add("--against", metavar="NAME", help="the counterpart: any network of timm's, or none (default: by a table)")
-    add("--passes", type=subset(("inference", "train")), default=passes, metavar="A,B",
-        help=f"inference, train (the whole step; default {','.join(passes)})")  # fmt: skip
+    _add_passes(add, passes)
     add("--mode", dest="modes", type=subset(("eager", "compiled", "frozen")), default=("eager",), metavar="A,B",
         help="eager (default), compiled by torch.compile, frozen (weights as constants; inference)")  # fmt: skip
-    add("--dtype", dest="dtypes", type=subset(("float32", "bfloat16")), default=("float32",), metavar="A,B",
-        help="float32 (default), bfloat16 by autocast")  # fmt: skip
     add("--batch", type=at_least(int, 1), help=f"images of each process (default {batch})")
     add("--device", type=device, default=torch.device("cpu"), help="cpu (default), cuda or cuda:N")
     add("--threads", type=counts(1), metavar="N,N", help="of a CPU (default 1)")
     add("--rounds", type=at_least(int, 1), default=11, help="turns of each contestant (default 11)")
+
+
+def _add_passes(add: Any, passes: tuple[str, ...]) -> None:
+    add("--passes", type=subset(("inference", "train")), default=passes, metavar="A,B",
+        help=f"inference, train (the whole step; default {','.join(passes)})")  # fmt: skip
+    add("--dtype", dest="dtypes", type=subset(("float32", "bfloat16")), default=("float32",), metavar="A,B",
+        help="float32 (default), bfloat16 by autocast")  # fmt: skip
+
+
+def add_parts(verbs: Any) -> None:
+    told = "the share of each part of a network's blocks"
+    parser = verbs.add_parser("parts", help=told, description=told, allow_abbrev=False)
+    parser.set_defaults(measure=_parts)
+    add = parser.add_argument
+    add("name", metavar="NAME", help="a network of ours: elsa_swin_tiny; without elsa_ its baseline")
+    _add_passes(add, ("inference", "train"))
+    add("--batch", type=at_least(int, 1), help="images (default 8, on a GPU 128)")
+    add("--size", type=image_size, default=(224, 224), metavar="N", help="N or HEIGHTxWIDTH (default 224)")
+    add("--device", type=device, default=torch.device("cpu"), help="cpu (default), cuda or cuda:N")
+    add("--threads", type=at_least(int, 1), help="of a CPU (default 1)")
+    add("--rounds", type=at_least(int, 1), default=7, help="calls, of which the faster half counts (default 7)")
+    add("--output", type=Path, default=Path("runs/benchmark"), help="folder for parts.json and .png")
+
+
+def _parts(args: argparse.Namespace) -> None:
+    from .parts import PartsSettings, benchmark_parts  # with timm, which takes seconds
+
+    settings = _case(args, 8)
+    settings["threads"] = settings["threads"][0] if isinstance(settings["threads"], tuple) else settings["threads"]
+    benchmark_parts(PartsSettings(**settings))
 
 
 def _case(args: argparse.Namespace, cpu_batch: int) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from elsa.engine.compiling import compile_errors, compile_parts
 from elsa.engine.distributed import Runtime
 from elsa.engine.parallel import Parallel
 
+from .anatomy import mark_parts, profiled
 from .measure import high_water, reset_high_water, resident, timed_calls, trim
 from .subjects import AUTOCAST, build, count_forward, inference, random_batch, train_step, use_our_linear
 
@@ -58,6 +59,7 @@ class Contestant:
         if case["our_linear"]:
             use_our_linear(network)
         self._compile(network, case)
+        self.network, self.marked = network, False
         self.call = self._caller(network, batch, case)
         self.ready |= self._try(before)
 
@@ -105,6 +107,17 @@ class Contestant:
         walls, processors = timed_calls(self.call, message["calls"], self.device)
         return {"wall": walls, "cpu": processors}
 
+    def profile(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Where the time of one call goes."""
+        settle(message)
+        if not self.marked:
+            mark_parts(self.network)
+            self.call()
+            self.marked = True
+        parts = profiled(self.call, self.device)
+        return {"parts": [{"stage": stage, "part": part, "seconds": seconds}
+                          for (stage, part), seconds in parts.items()]}  # fmt: skip
+
 
 def settle(message: dict[str, Any]) -> None:
     """The processor cores and threads of what follows."""
@@ -127,7 +140,7 @@ def serve(orders: TextIO, answers: TextIO) -> None:
                 answer = contestant.ready
             else:
                 assert contestant is not None
-                answer = contestant.turn(message)
+                answer = {"turn": contestant.turn, "profile": contestant.profile}[message["do"]](message)
         except Exception as error:  # whatever a network stumbles over ends this contestant, and is told in one line
             told = one_line(str(error)) or type(error).__name__
             answer = {"error": told, "user": isinstance(error, UserError)}
