@@ -21,7 +21,9 @@ CPP_TESTS = Path(__file__).resolve().parent / "cpp"
 BUILD = ROOT / "build" / "emulated"
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 FLAGS = ["-std=gnu++20", "-g1", "-Wall", "-Wno-unknown-pragmas", "-Werror", f"-I{EMULATOR}"]
-KERNEL_UNITS = ("launch", "launch_f32", "launch_f64", "launch_f16", "launch_bf16")
+TYPES = ("f32", "f64", "f16", "bf16")
+ATTENTION_UNITS = ("launch", *(f"launch_{name}" for name in TYPES))
+HADAMARD_UNITS = ("hadamard_launch", *(f"hadamard_{name}" for name in TYPES))
 ASAN = ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 TSAN = ["-O0", "-fsanitize=thread"]
 
@@ -84,13 +86,13 @@ def library() -> Path:
     flags = ["-O2", "-fPIC", "-shared", "-fvisibility=hidden", target, *includes]
     libraries = [*(f"-L{path}" for path in library_paths()), "-ltorch", "-ltorch_cpu", "-lc10"]
     output = BUILD / f"op_emu-{fingerprint(flags, torch.__version__)}.so"
-    units = [CSRC / "cuda" / f"{unit}.cu" for unit in KERNEL_UNITS]
+    units = [CSRC / "cuda" / f"{unit}.cu" for unit in (*ATTENTION_UNITS, *HADAMARD_UNITS)]
     return build([*units, EMULATOR / "op_emu.cpp"], output, flags, tuple(libraries))
 
 
 @cache
-def program(name: str, *flags: str, kernels: bool = True) -> Path:
-    """The C++ test ``cpp/NAME.cpp``, linked with the kernels unless it has its own."""
-    output = BUILD / f"{name}-{fingerprint(flags)}"
-    units = [CSRC / "cuda" / f"{unit}.cu" for unit in KERNEL_UNITS if kernels]
-    return build([*units, CPP_TESTS / f"{name}.cpp"], output, list(flags))
+def program(name: str, *flags: str, units: tuple[str, ...] = ()) -> Path:
+    """The C++ test ``cpp/NAME.cpp``, linked with the kernels of these units."""
+    output = BUILD / f"{name}-{fingerprint(flags, units)}"
+    kernels = [CSRC / "cuda" / f"{unit}.cu" for unit in units]
+    return build([*kernels, CPP_TESTS / f"{name}.cpp"], output, list(flags))

@@ -20,19 +20,19 @@ def execute(program: Path, *arguments: str, order: str = "fwd") -> subprocess.Co
 
 @pytest.mark.parametrize("order", ["fwd", "rev", "7"])
 def test_address_and_undefined_behaviour(order):
-    result = execute(emulation.program("test_kernels", *emulation.ASAN), order=order)
+    result = execute(emulation.program("test_kernels", *emulation.ASAN, units=emulation.ATTENTION_UNITS), order=order)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_data_races():
-    result = execute(emulation.program("test_kernels", *emulation.TSAN))
+    result = execute(emulation.program("test_kernels", *emulation.TSAN, units=emulation.ATTENTION_UNITS))
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("flags", [[], ["-DCUEMU_UCONTEXT"], emulation.ASAN, emulation.TSAN], ids=" ".join)
 def test_emulator(flags):
     """Results and reported errors; the fallback for other processors; and that the sanitizers see through it."""
-    program = emulation.program("test_emulator", *flags, kernels=False)
+    program = emulation.program("test_emulator", *flags)
     result = execute(program)
     assert result.returncode == 0, result.stdout + result.stderr
     if flags == emulation.ASAN:

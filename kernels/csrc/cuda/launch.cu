@@ -1,6 +1,5 @@
 // From a type known at run time to the launch code of that type.
-#include "cu_compat.h"
-#include "launch.h"
+#include "with_type.h"
 
 namespace elsa::cuda {
 
@@ -11,27 +10,6 @@ const char* backward_typed(const Problem& p, const void* grad_out, const Inputs&
                            void* workspace, void* stream);
 template <typename T>
 size_t workspace_typed(const Problem& p, bool mul, bool add);
-
-namespace {
-template <typename T>
-struct Tag {
-  using type = T;
-};
-
-template <typename Call>
-auto with_type(Type type, Call call) {
-  switch (type) {
-    case Type::f64:
-      return call(Tag<double>());
-    case Type::f16:
-      return call(Tag<__half>());
-    case Type::bf16:
-      return call(Tag<__nv_bfloat16>());
-    default:
-      return call(Tag<float>());
-  }
-}
-}  // namespace
 
 size_t workspace_bytes(const Problem& p, Type type, bool mul, bool add) {
   return with_type(type, [&](auto tag) { return workspace_typed<typename decltype(tag)::type>(p, mul, add); });

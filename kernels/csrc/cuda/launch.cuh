@@ -4,6 +4,7 @@
 #include "generic.cuh"
 #include "gradients.cuh"
 #include "launch.h"
+#include "launcher.cuh"
 #include "reduce.cuh"
 
 #include <algorithm>
@@ -13,38 +14,17 @@
 
 namespace elsa::cuda {
 
-// The one place where a kernel size known at run time becomes a constant: calls `call` with an integral_constant, or
-// says that no specialised kernel has this size.
-template <typename Call>
-[[nodiscard]] const char* with_kernel_size(int64_t kernel, Call call) {
-  switch (kernel) {
-    case 3:
-      call(std::integral_constant<int, 3>());
-      return nullptr;
-    case 5:
-      call(std::integral_constant<int, 5>());
-      return nullptr;
-    case 7:
-      call(std::integral_constant<int, 7>());
-      return nullptr;
-    default:
-      return "no specialised kernel has this kernel size";
-  }
-}
-
 // A block may use 99 KiB on every supported architecture (164 or more per multiprocessor where it matters).
 constexpr size_t kSharedLimit = size_t(99) << 10;
 // Enough blocks to fill any device several times over; each then loops over tiles and loads its ghost weights once.
 constexpr int64_t kMaxBlocks = 8192;
 
 template <typename T>
-struct Launch {
+struct Launch : Launcher {
   using A = Acc<T>;
   const Problem& p;
-  cudaStream_t stream;
-  const char* error = nullptr;  // of the first launch that failed; later ones are skipped
 
-  Launch(const Problem& problem, void* queue) : p(problem), stream(static_cast<cudaStream_t>(queue)) {}
+  Launch(const Problem& problem, void* queue) : Launcher(queue), p(problem) {}
 
   int64_t dilation() const { return std::min(p.dilation, std::max(p.height, p.width)); }  // beyond: the same sums
 
@@ -60,9 +40,6 @@ struct Launch {
     return m;
   }
 
-  static int tiles_along(int64_t size, int64_t dilation, int64_t tile) {
-    return int(((size + dilation - 1) / dilation + tile - 1) / tile);
-  }
   int64_t tile_count() const {
     const int64_t d = dilation();
     return p.batch * std::min(d, p.height) * std::min(d, p.width) * tiles_along(p.height, d, kTileRows) *
@@ -92,20 +69,6 @@ struct Launch {
     return std::clamp<int64_t>(int64_t(kPartialBytes) / bytes, 1, std::max<int64_t>(tile_count(), 1));
   }
   static int ghost_sums(bool mul, bool add) { return mul ? 2 : add ? 1 : 0; }
-
-  template <typename Kernel, typename... Args>
-  void run(Kernel kernel, int64_t blocks, int threads, size_t shared, const Args&... args) {
-    if (error) return;
-    cudaError_t status = cudaSuccess;
-    if (shared > (48 << 10)) {  // more than the default needs the caller's consent
-      status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
-    }
-    if (status == cudaSuccess) {
-      CU_LAUNCH(kernel, dim3(unsigned(blocks)), dim3(unsigned(threads)), shared, stream, args...);
-      status = cudaGetLastError();
-    }
-    if (status != cudaSuccess) error = cudaGetErrorString(status);
-  }
 
   template <typename Call>
   void specialise(Call call) {

@@ -1,5 +1,5 @@
-// The operator's CUDA implementation: current device, current stream.
-#include "op_device.h"
+// The operators' CUDA implementation: current device, current stream.
+#include "hadamard_op_device.h"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -32,10 +32,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, cons
                           [&] { return current_stream(index); });
 }
 
+std::tuple<Tensor, Tensor> hadamard_forward(const Tensor& packed, const Tensor& weight, const OptionalTensor& bias,
+                                            double scale, int64_t dilation, bool save) {
+  const int32_t index = packed.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(index);
+  return device::hadamard_forward(packed, weight, bias, scale, dilation, save, [&] { return current_stream(index); });
+}
+
+std::tuple<Tensor, Tensor, Tensor> hadamard_backward(const Tensor& grad_local, const OptionalTensor& grad_rest,
+                                                     const Tensor& packed, const Tensor& weight, const Tensor& before,
+                                                     double scale, int64_t dilation) {
+  const int32_t index = packed.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(index);
+  return device::hadamard_backward(grad_local, grad_rest, packed, weight, before, scale, dilation,
+                                   [&] { return current_stream(index); });
+}
+
 }  // namespace
 }  // namespace elsa
 
 STABLE_TORCH_LIBRARY_IMPL(elsa, CUDA, m) {
   m.impl("attention_forward", TORCH_BOX(&elsa::forward));
   m.impl("attention_backward", TORCH_BOX(&elsa::backward));
+  m.impl("hadamard_forward", TORCH_BOX(&elsa::hadamard_forward));
+  m.impl("hadamard_backward", TORCH_BOX(&elsa::hadamard_backward));
 }

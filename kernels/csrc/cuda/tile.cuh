@@ -29,11 +29,11 @@ struct Tile {
   int phase_y, phase_x, y0, x0;
 };
 
-__device__ __forceinline__ Tile locate_tile(const Layout& m, int index) {
+__device__ __forceinline__ Tile locate_tile(const Layout& m, int index, int rows = kTileRows, int cols = kTileCols) {
   Tile tile;
-  tile.x0 = index % m.tiles_x * kTileCols;
+  tile.x0 = index % m.tiles_x * cols;
   index /= m.tiles_x;
-  tile.y0 = index % m.tiles_y * kTileRows;
+  tile.y0 = index % m.tiles_y * rows;
   index /= m.tiles_y;
   tile.phase_x = index % m.phases_x;
   index /= m.phases_x;
