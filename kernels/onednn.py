@@ -207,7 +207,8 @@ class MLP(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        inputs, kept = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+        saved = ctx.saved_tensors  # to be asked for once: where blocks are recomputed, this recomputes them
+        inputs, kept = saved[:5], saved[5:]
         of_residual = grad.to(ctx.residual) if ctx.needs_input_grad[5] else None
         grad = grad.to(inputs[0].dtype)
         needed = ctx.needs_input_grad[:5]
