@@ -34,6 +34,11 @@ ELSA_INLINE Vec<float> permute(Vec<float> v, Int32 index) {
 #endif
 }
 
+template <int From>
+struct SplatFour {
+  static constexpr int at(int k) { return k / 4 * 4 + From; }
+};
+
 // For each lane the first lane of its group.
 ELSA_INLINE Int32 group_starts(int64_t group_width) {
   Int32 index;
@@ -118,28 +123,52 @@ struct Packed {
   }
 };
 
-// acc[p] += Σ over rows [first, last) of taps, input channels and K columns of weight · source. `row_of(j)` points to the
+// Input channel i of each group of four in all of its lanes: one instruction with the channel in its code.
+template <int i>
+ELSA_INLINE Vec<float> permute_four(Vec<float> v) {
+#if defined(ELSA_AVX512)
+  return (Vec<float>)_mm512_maskz_permute_ps(0xffff, (__m512)v, i * 0x55);
+#else
+  return shuffle<SplatFour<i>, float>(v, v, {});
+#endif
+}
+
+// acc[p] += Σ over columns of weight · source for one row of taps and one input channel.
+template <int K, class Permute>
+ELSA_INLINE void convolve_row(Vec<float> (&acc)[kRun], const float* weights, const float* source, Permute&& permuted) {
+  constexpr int N = kLanes<float>;
+  Vec<float> w[K];
+  unroll<K>([&](auto t) ELSA_LAMBDA { w[t] = load(weights + t * N); });
+  unroll<kRun + K - 1>([&](auto u) ELSA_LAMBDA {
+    const Vec<float> v = permuted(load(source + u * N));
+    unroll<K>([&](auto t) ELSA_LAMBDA {
+      constexpr int p = u - t;
+      if constexpr (p >= 0 && p < kRun) acc[p] += w[t] * v;
+    });
+  });
+}
+
+// acc[p] += Σ over rows [first, last) of taps, input channels and columns of weight · source. `row_of(j)` points to the
 // source that position 0 meets at the tap in column 0.
 template <int K, class RowOf>
-ELSA_INLINE void convolve(Vec<float> (&acc)[kRun], const float* weights, int64_t group_width, Int32 starts, int64_t first,
-                          int64_t last, RowOf&& row_of) {
+ELSA_INLINE void convolve(Vec<float> (&acc)[kRun], const float* weights, int64_t group_width, int64_t first, int64_t last,
+                          RowOf&& row_of) {
   constexpr int N = kLanes<float>;
   weights += first * group_width * K * N;
-  for (int64_t j = first; j < last; ++j) {
-    const float* source = row_of(j);
-    Int32 index = starts;
-    for (int64_t i = 0; i < group_width; ++i) {
-      Vec<float> w[K];
-      unroll<K>([&](auto t) ELSA_LAMBDA { w[t] = load(weights + t * N); });
-      unroll<kRun + K - 1>([&](auto u) ELSA_LAMBDA {
-        const Vec<float> v = permute(load(source + u * N), index);
-        unroll<K>([&](auto t) ELSA_LAMBDA {
-          constexpr int p = u - t;
-          if constexpr (p >= 0 && p < kRun) acc[p] += w[t] * v;
-        });
+  if (group_width == 4) {
+    for (int64_t j = first; j < last; ++j, weights += 4 * K * N) {
+      const float* source = row_of(j);
+      unroll<4>([&](auto i) ELSA_LAMBDA {
+        convolve_row<K>(acc, weights + i * K * N, source, permute_four<i()>);
       });
-      weights += K * N;
-      index += 1;
+    }
+  } else {
+    const Int32 starts = group_starts(group_width);
+    for (int64_t j = first; j < last; ++j) {
+      const float* source = row_of(j);
+      Int32 index = starts;
+      for (int64_t i = 0; i < group_width; ++i, index += 1, weights += K * N)
+        convolve_row<K>(acc, weights, source, [&](Vec<float> v) ELSA_LAMBDA { return permute(v, index); });
     }
   }
 }

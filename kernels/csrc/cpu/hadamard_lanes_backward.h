@@ -22,7 +22,6 @@ struct LanesBackward {
   float* hadamard;       // the current row of query · key · scale
   float* sums;
   int64_t chunk, count;
-  Int32 starts;
 
   ELSA_INLINE const HadamardGeometry& g() const { return arguments.geometry; }
   ELSA_INLINE int64_t first_channel() const { return chunk * N; }
@@ -56,7 +55,7 @@ struct LanesBackward {
   void block(const Image& image, int64_t y, int64_t x) const {
     const int64_t first = y < R ? R - y : 0, last = image.rows - y + R < K ? image.rows - y + R : K;
     Vec<float> acc[kRun] = {};
-    convolve<K>(acc, weights, g().group_width, starts, first, last, [&](int64_t j) ELSA_LAMBDA {
+    convolve<K>(acc, weights, g().group_width, first, last, [&](int64_t j) ELSA_LAMBDA {
       for (int64_t p = j * kRun / K; p < (j + 1) * kRun / K; ++p) prefetch(image, y + 1, x + p);
       return ring.row(y + j - R) + x * N;
     });
@@ -93,7 +92,7 @@ struct LanesBackward {
       const int64_t out = y + R - j;
       if (out < 0 || out >= image.rows) continue;
       const float* gradient = ring.row(out);
-      Int32 even = starts, odd = starts + 1;
+      Int32 even = group_starts(g().group_width), odd = even + 1;
       for (int64_t i = 0; i < g().group_width; i += 2, even += 2, odd += 2) {
         Vec<float> a[K] = {}, b[K] = {};
         for (int64_t x = 0; x < image.columns; ++x) {
@@ -144,7 +143,7 @@ void lanes_backward(const HadamardBackward& arguments, int64_t first, int64_t la
     float* sums = static_cast<float*>(arguments.partial) + unit * lanes_sums<K>(g);
     __builtin_memset(sums, 0, static_cast<size_t>(lanes_sums<K>(g)) * sizeof(float));
     for_channels(g, chunk, [&](auto partial, int64_t count) ELSA_LAMBDA {
-      LanesBackward<T, K, partial()>{arguments, weights, ring, hadamard, sums, chunk, count, group_starts(g.group_width)}.run(
+      LanesBackward<T, K, partial()>{arguments, weights, ring, hadamard, sums, chunk, count}.run(
           unit % g.slots);
     });
   }

@@ -13,7 +13,6 @@ struct LanesForward {
   const float* weights;
   Ring<K> ring;
   int64_t first_channel, count;
-  Int32 starts;
   Vec<float> bias;
 
   ELSA_INLINE const HadamardGeometry& g() const { return arguments.geometry; }
@@ -43,7 +42,7 @@ struct LanesForward {
     const int64_t first = y < R ? R - y : 0, last = image.rows - y + R < K ? image.rows - y + R : K;
     Vec<float> acc[kRun];
     unroll<kRun>([&](auto p) ELSA_LAMBDA { acc[p] = bias; });
-    convolve<K>(acc, weights, g().group_width, starts, first, last, [&](int64_t j) ELSA_LAMBDA {
+    convolve<K>(acc, weights, g().group_width, first, last, [&](int64_t j) ELSA_LAMBDA {
       for (int64_t p = j * kRun / K; p < (j + 1) * kRun / K; ++p) prefetch(image, y + 1, x + p);
       return ring.row(y + j - R) + x * N;
     });
@@ -92,7 +91,7 @@ void lanes_forward(const HadamardForward& arguments, int64_t first, int64_t last
       const int64_t channel = chunk * kLanes<float>;
       const Vec<float> bias =
           arguments.bias ? load_channels<T, partial()>(static_cast<const T*>(arguments.bias) + channel, count) : Vec<float>{};
-      LanesForward<T, K, partial()>{arguments, weights, ring, channel, count, group_starts(g.group_width), bias}.run(
+      LanesForward<T, K, partial()>{arguments, weights, ring, channel, count, bias}.run(
           unit % g.slots);
     });
   }
