@@ -124,6 +124,29 @@ def test_no_reads_or_writes_outside(instruction_set, problem_type):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_value_may_be_a_slice(instruction_set, problem_type, dilation, dtype):
+    """Rows, columns and channels of a wider map, read in place; all around them is NaN."""
+    problem = problem_type(2, 7, 17, 2, 32, 7, dilation, False, True, dtype)
+    (value, *rest), gradient = problem.tensors()
+    packed = torch.full((2, 9, 36, 192), float("nan"), dtype=dtype)
+    inner = packed[:, 1:8, 1:35:2, 64:128]
+    inner.copy_(value)
+    expected = run([value, *rest], gradient, problem)
+    for other in (inner, inner.mT.contiguous().mT):  # the second has distant channels, and is copied
+        found = run([other, *rest], gradient, problem)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_value_may_repeat(instruction_set, problem_type):
+    problem = problem_type(3, 6, 9, 1, 32, 3, 1, True, True)
+    (value, *rest), gradient = problem.tensors()
+    found = run([value[:1].expand_as(value), *rest], gradient, problem)
+    expected = run([value[:1].repeat(3, 1, 1, 1), *rest], gradient, problem)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_instruction_set_by_name(compiled_cpu):
     before = library.cpu_instruction_set()
     assert library.cpu_instruction_set("plain") == "plain"

@@ -48,23 +48,29 @@ struct Backward {
   ELSA_INLINE Taps<K> taps() const { return {geometry().kernel}; }
   ELSA_INLINE int64_t stride() const { return weight_stride<A>(taps().count()); }
 
-  // Channel c of this head in column 0 of row y, or null where the row lies outside the image.
-  ELSA_INLINE RowView<T> view(const void* map, const Image& image, int64_t y, int64_t c) const {
+  // Channel c of this head in row y of the output's gradient and of value.
+  ELSA_INLINE RowView<T> gradient_row(const Placed& image, int64_t y, int64_t c) const {
     const Geometry& g = geometry();
     const int64_t position = image.origin + y * image.row_step;
-    return {static_cast<const T*>(map) + position * g.channels + head * g.head_dim + c,
+    return {static_cast<const T*>(arguments.grad_out) + position * g.channels + head * g.head_dim + c,
             reinterpret_cast<const T*>(scratch.zeros), image.column_step * g.channels, image.columns};
+  }
+  ELSA_INLINE RowView<T> value_row(const Placed& image, int64_t y, int64_t c) const {
+    const int64_t channel = head * geometry().head_dim + c;
+    return {static_cast<const T*>(arguments.value) + image.value_origin + y * image.value_row + channel,
+            reinterpret_cast<const T*>(scratch.zeros), image.value_column, image.columns};
   }
   // The rows j of taps for which row y + j - reach is in the image.
   ELSA_INLINE int64_t first_tap_row(int64_t y) const { return y < taps().reach() ? taps().reach() - y : 0; }
-  ELSA_INLINE int64_t last_tap_row(const Image& image, int64_t y) const {
+  ELSA_INLINE int64_t last_tap_row(const Placed& image, int64_t y) const {
     const int64_t below = image.rows - y + taps().reach();
     return below < taps().kernel() ? below : taps().kernel();
   }
 
   void run(int64_t slot) const {
     const Geometry& g = geometry();
-    for_pieces(g, slot, [&](const Image& image, int64_t first_row, int64_t last_row) ELSA_LAMBDA {
+    for_pieces(g, slot, [&](const Image& dense, int64_t first_row, int64_t last_row) ELSA_LAMBDA {
+      const Placed image = placed(g, dense);
       const int64_t reach = taps().reach();
       __builtin_memset(scratch.ring, 0, static_cast<size_t>(g.kernel * scratch.ring_row) * sizeof(A));
       int64_t ready = first_row < reach ? 0 : first_row - reach;  // rows below it have their softmax in the ring
@@ -83,7 +89,7 @@ struct Backward {
     });
   }
 
-  void softmax(const Image& image, int64_t y) const {
+  void softmax(const Placed& image, int64_t y) const {
     const Geometry& g = geometry();
     A* weights = scratch.weights(y, taps().kernel());
     const int64_t step = image.column_step * g.heads * taps().count();
@@ -93,34 +99,35 @@ struct Backward {
   }
 
   // The logits' gradients that are written next.
-  ELSA_INLINE void prefetch_output(const Image& image, int64_t y, int64_t x) const {
+  ELSA_INLINE void prefetch_output(const Placed& image, int64_t y, int64_t x) const {
     const int64_t position = image.origin + y * image.row_step + x * image.column_step;
     const int64_t first = (position * geometry().heads + head) * taps().count();
     prefetch_lines<1>(static_cast<const T*>(arguments.grad_logits), first, taps().count());
   }
 
   // What the same position of the next row reads first and writes.
-  ELSA_INLINE void prefetch_next_row(const Image& image, int64_t y, int64_t x) const {
+  ELSA_INLINE void prefetch_next_row(const Placed& image, int64_t y, int64_t x) const {
     const Geometry& g = geometry();
     const int64_t next = image.origin + (y + 1) * image.row_step + x * image.column_step;
     const int64_t below = next + taps().reach() * image.row_step, channel = head * g.head_dim;
     const int64_t logits = (below * g.heads + head) * taps().count();
     prefetch_lines<0>(static_cast<const T*>(arguments.logits), logits, taps().count());
-    prefetch_lines<0>(static_cast<const T*>(arguments.value), below * g.channels + channel, g.head_dim);
+    const int64_t value = image.value_origin + (y + 1 + taps().reach()) * image.value_row + x * image.value_column;
+    prefetch_lines<0>(static_cast<const T*>(arguments.value), value + channel, g.head_dim);
     prefetch_lines<0>(static_cast<const T*>(arguments.grad_out), below * g.channels + channel, g.head_dim);
     prefetch_lines<1>(static_cast<const T*>(arguments.grad_value), next * g.channels + channel, g.head_dim);
   }
 
   // ---- grad_value -----------------------------------------------------------------------------------------------
 
-  void value_block(const Image& image, int64_t y, int64_t x, int64_t count) const {
+  void value_block(const Placed& image, int64_t y, int64_t x, int64_t count) const {
     for_chunks<A, K>(geometry().head_dim, [&](auto vectors, auto partial, int64_t c, int64_t width) ELSA_LAMBDA {
       value_chunk<vectors(), partial()>(image, y, x, c, width, count);
     });
   }
 
   template <int Vectors, bool Partial>
-  void value_chunk(const Image& image, int64_t y, int64_t x, int64_t c, int64_t width, int64_t count) const {
+  void value_chunk(const Placed& image, int64_t y, int64_t x, int64_t c, int64_t width, int64_t count) const {
     const Geometry& g = geometry();
     const int64_t ghosts = head * taps().count() * g.ghost_stride + c, reach = taps().reach();
     const Band<T, Mul, Add, Vectors, Partial> band{static_cast<const A*>(arguments.ghost_mul) + (Mul ? ghosts : 0),
@@ -131,7 +138,7 @@ struct Backward {
     const int64_t first = first_tap_row(y), last = last_tap_row(image, y);
     for (int64_t j = first; j < last; ++j) {
       const int64_t from = y + j - reach;
-      const RowView<T> source = view(arguments.grad_out, image, from, c);
+      const RowView<T> source = gradient_row(image, from, c);
       const A* weights = scratch.weights(from, taps().kernel());
       for_segments<K>(taps().kernel(), [&](auto segment, int64_t i) ELSA_LAMBDA {
         const int64_t tap = (taps().kernel() - 1 - j) * taps().kernel() + i;
@@ -155,7 +162,7 @@ struct Backward {
 
   // ---- grad_logits ----------------------------------------------------------------------------------------------
 
-  void logits_block(const Image& image, int64_t y, int64_t x, int64_t count) const {
+  void logits_block(const Placed& image, int64_t y, int64_t x, int64_t count) const {
     __builtin_memset(scratch.gradients, 0, static_cast<size_t>(P * stride()) * sizeof(A));
     for_chunks<A, K>(geometry().head_dim, [&](auto vectors, auto partial, int64_t c, int64_t width) ELSA_LAMBDA {
       weight_gradients<vectors(), partial()>(image, y, x, c, width);
@@ -171,18 +178,18 @@ struct Backward {
 
   // gradients[p][t] += Σ over a chunk's channels of go[p] · mul[t] · value[p + offset(t)]
   template <int Vectors, bool Partial>
-  void weight_gradients(const Image& image, int64_t y, int64_t x, int64_t c, int64_t width) const {
+  void weight_gradients(const Placed& image, int64_t y, int64_t x, int64_t c, int64_t width) const {
     const Geometry& g = geometry();
     const int64_t reach = taps().reach();
     const A* mul = static_cast<const A*>(arguments.ghost_mul) + (Mul ? head * taps().count() * g.ghost_stride + c : 0);
-    const RowView<T> gradient = view(arguments.grad_out, image, y, c);
+    const RowView<T> gradient = gradient_row(image, y, c);
     Vec<A> go[P][Vectors];
     gradient.template visit<P>(x, [&](auto p, const T* from) ELSA_LAMBDA {
       unroll<Vectors>([&](auto n) ELSA_LAMBDA { go[p][n] = load_channels<T, Partial>(from + n * N, width); });
     });
     const int64_t first = first_tap_row(y), last = last_tap_row(image, y);
     for (int64_t j = first; j < last; ++j) {
-      const RowView<T> source = view(arguments.value, image, y + j - reach, c);
+      const RowView<T> source = value_row(image, y + j - reach, c);
       for_segments<K>(taps().kernel(), [&](auto segment, int64_t i) ELSA_LAMBDA {
         constexpr int S = segment();
         const int64_t tap = j * taps().kernel() + i;
@@ -235,21 +242,21 @@ struct Backward {
 
   // ---- grad_mul, grad_add ---------------------------------------------------------------------------------------
 
-  void ghost_row(const Image& image, int64_t y) const {
+  void ghost_row(const Placed& image, int64_t y) const {
     const int64_t channels = geometry().head_dim;
     for (int64_t c = 0; c < channels; c += N) ghost_chunk<K == 0>(image, y, c, channels - c < N ? channels - c : N);
   }
 
   // One vector of channels, one row of taps at a time: the S sums stay in registers along the whole row.
   template <bool Partial>
-  void ghost_chunk(const Image& image, int64_t y, int64_t c, int64_t width) const {
+  void ghost_chunk(const Placed& image, int64_t y, int64_t c, int64_t width) const {
     const Geometry& g = geometry();
     const int64_t reach = taps().reach();
-    const RowView<T> gradient = view(arguments.grad_out, image, y, c);
+    const RowView<T> gradient = gradient_row(image, y, c);
     const A* weights = scratch.weights(y, taps().kernel());
     const int64_t first = first_tap_row(y), last = last_tap_row(image, y);
     for (int64_t j = first; j < last; ++j) {
-      const RowView<T> source = view(arguments.value, image, y + j - reach, c);
+      const RowView<T> source = value_row(image, y + j - reach, c);
       for_segments<K>(taps().kernel(), [&](auto segment, int64_t i) ELSA_LAMBDA {
         const int64_t tap = j * taps().kernel() + i;
         ghost_segment<Partial, segment()>(gradient, source, i - reach, weights + tap, width, tap * g.ghost_stride + c);

@@ -23,7 +23,8 @@ struct Forward {
   // Heads [first_head, last_head) of the rows of a slot. Strips keep the K rows that a block reads in the second-level
   // cache however wide the map is. The heads take turns within a strip, because they share the cache lines of the logits.
   void run(int64_t slot, int64_t first_head, int64_t last_head) {
-    for_pieces(arguments.geometry, slot, [&](const Image& image, int64_t first_row, int64_t last_row) ELSA_LAMBDA {
+    for_pieces(arguments.geometry, slot, [&](const Image& dense, int64_t first_row, int64_t last_row) ELSA_LAMBDA {
+      const Placed image = placed(arguments.geometry, dense);
       for (int64_t start = 0; start < image.columns; start += kStrip) {
         const int64_t stop = start + kStrip < image.columns ? start + kStrip : image.columns;
         for (int64_t y = first_row; y < last_row; ++y)
@@ -36,7 +37,7 @@ struct Forward {
   }
 
   // A strip at a time, because one block alone would wait for its own horizontal sums.
-  void softmax(const Image& image, int64_t y, int64_t start, int64_t stop) const {
+  void softmax(const Placed& image, int64_t y, int64_t start, int64_t stop) const {
     const Geometry& g = arguments.geometry;
     const int64_t step = image.column_step * g.heads * taps().count();
     const T* logits = static_cast<const T*>(arguments.logits) +
@@ -44,7 +45,7 @@ struct Forward {
     softmax_strip<T, K * K>(logits, step, weights, stop - start, taps().count());
   }
 
-  void block(const Image& image, int64_t y, int64_t x, const A* weights) const {
+  void block(const Placed& image, int64_t y, int64_t x, const A* weights) const {
     const Geometry& g = arguments.geometry;
     const int64_t count = image.columns - x < P ? image.columns - x : P;
     for_chunks<A, K>(g.head_dim, [&](auto vectors, auto partial, int64_t c, int64_t width) ELSA_LAMBDA {
@@ -53,7 +54,7 @@ struct Forward {
   }
 
   template <int Vectors, bool Partial>
-  void chunk(const Image& image, int64_t y, int64_t x, const A* weights, int64_t c, int64_t width, int64_t count) const {
+  void chunk(const Placed& image, int64_t y, int64_t x, const A* weights, int64_t c, int64_t width, int64_t count) const {
     const Geometry& g = arguments.geometry;
     const Taps<K> taps = this->taps();
     const int64_t reach = taps.reach();
@@ -62,7 +63,7 @@ struct Forward {
                                                    static_cast<const A*>(arguments.ghost_add) + (Add ? ghosts : 0),
                                                    g.ghost_stride, width};
     const int64_t channel = head * g.head_dim + c, step = image.column_step * g.channels;
-    const T* value = static_cast<const T*>(arguments.value) + image.origin * g.channels + channel;
+    const T* value = static_cast<const T*>(arguments.value) + image.value_origin + channel;
 
     Vec<A> acc[P][Vectors] = {};
     const int64_t first = y < reach ? reach - y : 0;
@@ -70,7 +71,7 @@ struct Forward {
     for (int64_t j = first; j < last; ++j) {
       for (int64_t p = j * P / taps.kernel(); p < (j + 1) * P / taps.kernel(); ++p)
         prefetch(image, y + 1, x + p, channel);
-      const RowView<T> source{value + (y + j - reach) * image.row_step * g.channels, zeros, step, image.columns};
+      const RowView<T> source{value + (y + j - reach) * image.value_row, zeros, image.value_column, image.columns};
       for_segments<K>(taps.kernel(), [&](auto segment, int64_t i) ELSA_LAMBDA {
         const int64_t tap = j * taps.kernel() + i;
         band.template add_segment<segment(), false>(acc, source, x - reach + i, weights + tap, stride(), tap);
@@ -90,13 +91,14 @@ struct Forward {
 
   // What the same block of the next row will read first and write. Spread over the rows of taps, so that the requests
   // find room.
-  ELSA_INLINE void prefetch(const Image& image, int64_t y, int64_t x, int64_t channel) const {
+  ELSA_INLINE void prefetch(const Placed& image, int64_t y, int64_t x, int64_t channel) const {
     const Geometry& g = arguments.geometry;
     const int64_t position = image.origin + y * image.row_step + x * image.column_step;
-    const int64_t below = position + taps().reach() * (image.row_step + image.column_step);
+    const int64_t below = image.value_origin + (y + taps().reach()) * image.value_row +
+                          (x + taps().reach()) * image.value_column;
     prefetch_lines<0>(static_cast<const T*>(arguments.logits), (position * g.heads + head) * taps().count(),
                       taps().count());
-    prefetch_lines<0>(static_cast<const T*>(arguments.value), below * g.channels + channel, NV * kLanes<A>);
+    prefetch_lines<0>(static_cast<const T*>(arguments.value), below + channel, NV * kLanes<A>);
     prefetch_lines<1>(static_cast<const T*>(arguments.out), position * g.channels + channel, NV * kLanes<A>);
   }
 };

@@ -12,7 +12,7 @@ namespace {
 
 // The division of the work depends on the sizes alone, never on the number of threads: with it the order of every
 // sum is fixed, so results are the same for any number of threads.
-Geometry geometry_of(const Problem& p, int64_t lanes, int64_t rows_per_slot, int64_t most_slots) {
+Geometry geometry_of(const Problem& p, const Tensor& value, int64_t lanes, int64_t rows_per_slot, int64_t most_slots) {
   Geometry g{};
   g.height = p.height, g.width = p.width, g.channels = p.channels;
   g.heads = p.heads, g.head_dim = p.head_dim(), g.kernel = p.kernel, g.taps = p.taps();
@@ -21,7 +21,13 @@ Geometry geometry_of(const Problem& p, int64_t lanes, int64_t rows_per_slot, int
   const int64_t rows = g.images * g.image_rows;
   g.slots = std::clamp<int64_t>(std::min(ceil_div(kUnits, g.heads), rows / rows_per_slot), 1, most_slots);
   g.ghost_stride = ceil_div(p.head_dim(), lanes) * lanes;
+  g.value_batch = value.stride(0), g.value_row = value.stride(1), g.value_column = value.stride(2);
   return g;
+}
+
+// Value as the kernels read it: a slice of the channels of a wider map stays where it is.
+Tensor with_neighbouring_channels(const Tensor& value) {
+  return value.stride(3) == 1 || value.size(3) == 1 ? value : torch::stable::contiguous(value);
 }
 
 int64_t ghost_elements(const Geometry& g) { return g.heads * g.taps * g.ghost_stride; }
@@ -118,11 +124,11 @@ Tensor attention_forward(const Tensor& value, const Tensor& logits, const std::o
   if (p.batch == 0) return out;
   prefer_huge_pages(out);
   const ForwardKernel& kernel = kernel_for(*instruction_sets()[active_set()].forward, value.scalar_type());
-  const Geometry g = geometry_of(p, kernel.lanes, 7, p.batch * p.height);
-  const Tensor dense_value = torch::stable::contiguous(value), dense_logits = torch::stable::contiguous(logits);
+  const Tensor read_value = with_neighbouring_channels(value), dense_logits = torch::stable::contiguous(logits);
+  const Geometry g = geometry_of(p, read_value, kernel.lanes, 7, p.batch * p.height);
   const PackedGhost mul(g, ghost_mul), add(g, ghost_add);
   const ForwardArguments arguments{g,
-                                   dense_value.const_data_ptr(),
+                                   read_value.const_data_ptr(),
                                    dense_logits.const_data_ptr(),
                                    mul.get(),
                                    add.get(),
@@ -139,19 +145,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
   // A slot recomputes the softmax of the K - 1 rows around its own, and has its own sums for the ghosts.
   constexpr int64_t kPartialBytes = 4 << 20;
   const int64_t most_slots = std::max<int64_t>(1, kPartialBytes / (p.channels * p.taps() * 8));
-  const Geometry g = geometry_of(p, kernel.lanes, 4 * std::max<int64_t>(p.kernel, 4), most_slots);
+  const Tensor read_value = with_neighbouring_channels(value);
+  const Geometry g = geometry_of(p, read_value, kernel.lanes, 4 * std::max<int64_t>(p.kernel, 4), most_slots);
 
   Tensor grad_value = torch::stable::new_empty(value, {p.batch, p.height, p.width, p.channels});
   Tensor grad_logits = torch::stable::new_empty(value, {p.batch, p.height, p.width, p.heads * p.taps()});
   prefer_huge_pages(grad_value), prefer_huge_pages(grad_logits);
   const GhostGradient grad_mul(g, ghost_mul, value), grad_add(g, ghost_add, value);
   if (p.batch > 0) {
-    const Tensor dense_grad = torch::stable::contiguous(grad_out), dense_value = torch::stable::contiguous(value),
-                 dense_logits = torch::stable::contiguous(logits);
+    const Tensor dense_grad = torch::stable::contiguous(grad_out), dense_logits = torch::stable::contiguous(logits);
     const PackedGhost mul(g, ghost_mul), add(g, ghost_add);
     const BackwardArguments arguments{g,
                                       dense_grad.const_data_ptr(),
-                                      dense_value.const_data_ptr(),
+                                      read_value.const_data_ptr(),
                                       dense_logits.const_data_ptr(),
                                       mul.get(),
                                       add.get(),

@@ -27,6 +27,7 @@ struct Geometry {
   int64_t image_rows;          // rows of the tallest image; shorter ones leave their last row empty
   int64_t slots;               // the images' rows in order are cut into this many equal ranges; unit = slot · heads + head
   int64_t ghost_stride;        // channels per tap of a packed ghost: head_dim rounded up to whole vectors
+  int64_t value_batch, value_row, value_column;  // elements of value from one to the next; its channels lie side by side
 };
 
 // Packed ghosts and their gradients are [head][tap][ghost_stride] in the accumulation type, null when absent;

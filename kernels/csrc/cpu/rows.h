@@ -22,6 +22,18 @@ ELSA_INLINE int64_t specialised_kernel(const Geometry& g) {
   return kSpecialised<T> && g.head_dim % (NV * kLanes<Accumulate<T>>) == 0 ? g.kernel : 0;
 }
 
+// An image, and where it lies in value, which may be a slice of a wider map: in elements.
+struct Placed : Image {
+  int64_t value_origin, value_row, value_column;
+};
+
+ELSA_INLINE Placed placed(const Geometry& g, const Image& image) {
+  const int64_t x = image.origin % g.width, y = image.origin / g.width % g.height;
+  const int64_t batch = image.origin / (g.width * g.height);
+  return {image, batch * g.value_batch + y * g.value_row + x * g.value_column, g.dilation * g.value_row,
+          g.dilation * g.value_column};
+}
+
 // Sizes the compiler may know: K² and K where K > 0 is a template argument, the run-time values where it is 0.
 template <int K>
 struct Taps {
