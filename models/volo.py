@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from .elsa import ELSABlock
 from .layers import init_linear_layers, pad_to_multiple, resize_map, select_stages
 from .maps import Frozen, Intermediates, last_map
+from .mlp import apply_linear
+from .transformer import use_our_layers
 
 PATCH = 8  # pixels between positions of the first stage
 ATTENTIONS = ("elsa", "outlook")
@@ -110,6 +112,7 @@ class ELSAVOLO(Intermediates, VOLO):
                 *(ELSABlock(embed_dims[0], num_heads[0], **block) for _ in range(layers[0]))
             )
             init_linear_layers(self.network[0])
+        use_our_layers(self)
 
     # ---- the stages
 
@@ -170,12 +173,23 @@ class ELSAVOLO(Intermediates, VOLO):
             )
         size = tuple(-(-side // self.token_stride) for side in x.shape[-2:])
         tokens = self.head_drop(self.forward_features(x, mix_box))
-        of_patches = self.aux_head(tokens[:, 1:])
+        of_patches = apply_linear(self.aux_head, tokens[:, 1:])
         if mix_box is not None:
             of_patches = of_patches.unflatten(1, size)
             mixed = self._in_box(mix_box, of_patches, 1)
             of_patches = torch.where(mixed, of_patches.flip(0), of_patches).flatten(1, 2)
         return self.head(tokens[:, 0]), of_patches
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """The normalised tokens → logits (B, classes), or the pooled features with ``pre_logits``."""
+        pooled = x.mean(1) if self.global_pool == "avg" else x[:, 0] if self.global_pool == "token" else x
+        pooled, x = self.head_drop(pooled), self.head_drop(x)
+        if pre_logits:
+            return pooled
+        out = apply_linear(self.head, pooled)
+        if self.aux_head is None or not self.global_pool:
+            return out
+        return out + 0.5 * apply_linear(self.aux_head, x[:, 1:]).max(1).values
 
     def _in_box(self, box: Tensor, x: Tensor, scale: int = 2) -> Tensor:
         """Which positions of a map (B, H, W, C) lie in the box of patch tokens: (1, H, W, 1), ``scale`` per token."""
