@@ -2,8 +2,8 @@
 
 from .options import OneLineParser
 from .shapes import DEFAULT_GROUPS, GROUPS
-from .verbs import add_data, add_model, add_operator, add_parts, add_step
+from .verbs import add_data, add_model, add_operator, add_parts, add_scaling, add_step
 
-VERBS = (add_operator, add_model, add_parts, add_data, add_step)
+VERBS = (add_operator, add_model, add_parts, add_scaling, add_data, add_step)
 
 __all__ = ["DEFAULT_GROUPS", "GROUPS", "VERBS", "OneLineParser"]

@@ -7,9 +7,8 @@ from dataclasses import asdict
 from types import MethodType, SimpleNamespace
 from typing import Any
 
-import timm
+import timm.layers
 import torch
-from timm.layers import Mlp
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.profiler import record_function
@@ -21,6 +20,7 @@ from elsa.engine.optim import fused
 from elsa.engine.parallel import Parallel
 from elsa.kernels import linear
 from elsa.models import VARIANTS, ELSASwinMaps, ELSAVOLOMaps
+from elsa.models.mlp import Mlp
 from elsa.models.registry import SwinSpec
 
 from .rivals import BASELINES
@@ -75,31 +75,19 @@ def _theirs(name: str, arguments: dict[str, Any], optional: list[str]) -> nn.Mod
         return _theirs(name, rest, [argument for argument in optional if argument not in lacking])
 
 
-def use_our_linear(network: nn.Module) -> int:
-    """Has the linear layers and MLPs of a network computed by ours, in place, where they are the same; how many."""
-    changed = 0
+def use_our_linear(network: nn.Module) -> None:
+    """Has linear layers and MLPs of a network computed as those of ours are, in place."""
+    of_mlps = set()
     for module in network.modules():
-        if isinstance(module, Mlp) and _is_plain(module):
-            module.forward = MethodType(_mlp, module)
-        elif type(module) is nn.Linear:
+        if type(module) is timm.layers.Mlp:
+            module.__class__ = Mlp  # the same parts under the same names
+            of_mlps |= {module.fc1, module.fc2}
+        elif type(module) is nn.Linear and module not in of_mlps:
             module.forward = MethodType(_linear, module)
-            changed += 1
-    return changed
-
-
-def _is_plain(mlp: Mlp) -> bool:
-    """Two linear layers with exact GELU between them, and nothing else that computes."""
-    plain = all(isinstance(part, nn.Linear) for part in (mlp.fc1, mlp.fc2)) and isinstance(mlp.norm, nn.Identity)
-    return plain and isinstance(mlp.act, nn.GELU) and mlp.act.approximate == "none"
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     return linear(x, layer.weight, layer.bias)
-
-
-def _mlp(mlp: Mlp, x: Tensor) -> Tensor:
-    hidden = mlp.drop1(linear(x, mlp.fc1.weight, mlp.fc1.bias, activation="gelu"))
-    return mlp.drop2(linear(hidden, mlp.fc2.weight, mlp.fc2.bias))
 
 
 def random_batch(count: int, size: tuple[int, int], device: torch.device) -> SimpleNamespace:

@@ -152,6 +152,41 @@ def _parts(args: argparse.Namespace) -> None:
     benchmark_parts(PartsSettings(**settings))
 
 
+def add_scaling(verbs: Any) -> None:
+    told = "a network and its counterpart over the size of images, the batch, threads and processes"
+    parser = verbs.add_parser("scaling", help=told, description=told, allow_abbrev=False)
+    parser.set_defaults(measure=_scaling)
+    add = parser.add_argument
+    add("name", metavar="NAME", help="a network of ours: elsa_swin_tiny; without elsa_ its baseline")
+    add("--against", metavar="NAME", help="the counterpart: any network of timm's, or none (default: by a table)")
+    add("--passes", type=subset(("inference", "train")), default=("inference",), metavar="A,B",
+        help="inference (default), train: the whole step")  # fmt: skip
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="float32 (default), bfloat16 by autocast")
+    add("--sizes", type=counts(32), default=(224, 448, 672, 896, 1120), metavar="N,N",
+        help="sides of single images (default 224,448,672,896,1120)")  # fmt: skip
+    add("--batches", type=counts(1), default=(1, 2, 4, 8, 16, 32), metavar="N,N",
+        help="at the first size (default 1,2,4,8,16,32)")  # fmt: skip
+    add("--batch", type=at_least(int, 1), help="of threads and processes, each (default 8, on a GPU 128)")
+    add("--device", type=device, default=torch.device("cpu"), help="cpu (default), cuda or cuda:N")
+    add("--threads", type=counts(1), metavar="N,N", help="of a CPU (default 1,2, or as many as there are cores)")
+    add("--processes", type=counts(1), metavar="N,N",
+        help="that compute at once, one thread each; in training they exchange gradients (default 1,2)")  # fmt: skip
+    add("--rounds", type=at_least(int, 1), default=5, help="turns of each contestant (default 5)")
+    add("--output", type=Path, default=Path("runs/benchmark"), help="folder for scaling.json and .png")
+
+
+def _scaling(args: argparse.Namespace) -> None:
+    from .machine import cores
+    from .scaling import ScalingSettings, benchmark_scaling  # with timm, which takes seconds
+
+    gpu = args.device.type == "cuda"
+    some = () if gpu else tuple(count for count in (1, 2) if count <= len(cores()))
+    args.threads, args.processes = args.threads or some, args.processes or some
+    args.batch = args.batch or (128 if gpu else 8)
+    del args.verb, args.measure
+    benchmark_scaling(ScalingSettings(**vars(args)))
+
+
 def _case(args: argparse.Namespace, cpu_batch: int) -> dict[str, Any]:
     gpu = args.device.type == "cuda"
     args.threads = args.threads or ((0,) if gpu else (1,))
