@@ -6,10 +6,12 @@ import math
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from elsa.kernels import elsa_attention
+
+from .mlp import Mlp, add_mlp
 
 
 class ELSA(nn.Module):
@@ -182,4 +184,4 @@ class ELSABlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return add_mlp(x, self.norm2, self.mlp, self.drop_path)
