@@ -9,11 +9,12 @@ struct ConvShape {
   using Engine = typename EngineOf<T, K, W>::type;
   static constexpr int rows = kRows + K - 1;
   __host__ __device__ static constexpr int window_cols(int cols) { return cols + K - 1; }
-  // The sums take the place of the window that they were made from.
+  // The window takes the place of the chunk's weights, the sums that of the window that they were made from.
   __host__ __device__ static constexpr size_t plane_floats(int cols) {
     const size_t window = size_t(window_elements<T>(rows, window_cols(cols))) * sizeof(T) / sizeof(float);
     const size_t sums = size_t(kRows) * cols * kSumStride;
-    return window > sums ? window : sums;
+    constexpr size_t weights = size_t(kChunk) * W * K * K * sizeof(T) / sizeof(float);
+    return window > sums && window > weights ? window : sums > weights ? sums : weights;
   }
   __host__ __device__ static constexpr size_t shared_bytes(int cols) {
     return (plane_floats(cols) + Engine::shared_floats) * sizeof(float);
@@ -69,7 +70,7 @@ template <typename T, int K, int W>
 __device__ __forceinline__ Quad sum_taps(const ConvArgs<T>& a, const Window<T, W>& window, int row, int col, int piece,
                                          int first) {
   const int group = piece * kPiece / W, out = piece * kPiece % W;
-  const GroupWeights<T, K, W> weights(a.weight, a.layout.channels, first + group * W, a.backward);
+  const GroupWeights<T, K, W> weights{a.weight + int64_t(first + group * W) * W * K * K, a.backward};
   Quad sum{};
 #pragma unroll 1
   for (int tap = 0; tap < K * K; ++tap) {
@@ -86,14 +87,14 @@ __device__ __forceinline__ Quad sum_taps(const ConvArgs<T>& a, const Window<T, W
 
 // `get(row, col, piece)`: four channels' sums at one position of the tile.
 template <typename T, typename Get>
-__device__ __forceinline__ void finish(const ConvArgs<T>& a, const Tile& tile, int first, Get get) {
+__device__ __forceinline__ void finish(const ConvArgs<T>& a, const Place& place, Get get) {
   const int shift = a.cols == kMaxCols ? 5 : 4;
 #pragma unroll 2
   for (int n = threadIdx.x; n < kRows * a.cols * kPieces; n += blockDim.x) {
-    const int channel = first + n % kPieces * kPiece, place = n / kPieces;
-    const int64_t at = position(a.layout, tile, place >> shift, place & (a.cols - 1));
+    const int channel = place.first + n % kPieces * kPiece, row = n / kPieces >> shift, col = n / kPieces & (a.cols - 1);
+    const int64_t at = position(a.layout, place.tile, row, col);
     if (at < 0 || channel >= a.layout.channels) continue;
-    const Quad quad = get(place >> shift, place & (a.cols - 1), n % kPieces);
+    const Quad quad = get(row, col, n % kPieces);
     if (a.backward) {
       finish_backward(a, quad, at, channel);
     } else {
@@ -104,8 +105,8 @@ __device__ __forceinline__ void finish(const ConvArgs<T>& a, const Tile& tile, i
 
 // Stages the window; true where it holds something that is not finite, if that matters to the engine.
 template <typename T, int K, int W>
-__device__ __forceinline__ bool load_conv_window(const ConvArgs<T>& a, const Window<T, W>& window, const Tile& tile,
-                                                 int first) {
+__device__ __forceinline__ bool load_conv_window(const ConvArgs<T>& a, const Window<T, W>& window,
+                                                 const Place& place) {
   using Shape = ConvShape<T, K, W>;
   bool strange = false;
   const auto seen = [&](const Quad& quad) {
@@ -117,10 +118,10 @@ __device__ __forceinline__ bool load_conv_window(const ConvArgs<T>& a, const Win
   const int cols = Shape::window_cols(a.cols);
   if (a.backward) {
     const Maps<T> maps{a.grad_local, a.known_before, a.layout.channels};
-    stage<Shape::rows, Shape::Engine::batch>(window, cols, maps, a.layout, tile, -(K / 2), -(K / 2), first, ActivationGradient(), seen);
+    stage<Shape::rows, Shape::Engine::batch>(window, cols, K / 2, maps, place, ActivationGradient(), seen);
   } else {
     const Maps<T> maps{a.packed, a.packed + a.layout.channels, a.packed_stride};
-    stage<Shape::rows, Shape::Engine::batch>(window, cols, maps, a.layout, tile, -(K / 2), -(K / 2), first, Product{a.scale}, seen);
+    stage<Shape::rows, Shape::Engine::batch>(window, cols, K / 2, maps, place, Product{a.scale}, seen);
   }
   return __syncthreads_count(strange) > 0;
 }
@@ -135,16 +136,23 @@ __global__ void __launch_bounds__(kMaxThreads, 2) convolve_kernel(ConvArgs<T> a)
 
   const int chunks = (a.layout.channels + kChunk - 1) / kChunk;
   const int first = int(blockIdx.x % chunks) * kChunk, slot = blockIdx.x / chunks, slots = gridDim.x / chunks;
-  typename Shape::Engine engine(memory, a.weight, a.layout.channels, first, a.backward);
+  const int channels = a.layout.channels - first < kChunk ? a.layout.channels - first : kChunk;
+  T* const weights = reinterpret_cast<T*>(plane);  // for the engine, which reads them in an order of its own
+  for (int n = threadIdx.x; n < channels * (W * K * K); n += blockDim.x) {
+    weights[n] = a.weight[int64_t(first) * (W * K * K) + n];
+  }
+  __syncthreads();
+  typename Shape::Engine engine(memory, weights, channels, a.backward);
 #pragma unroll 1
   for (int index = slot; index < a.layout.tiles; index += slots) {
-    __syncthreads();  // the sums of the previous tile are no longer read
+    __syncthreads();  // the weights, or the sums of the previous tile, are no longer read
     if (threadIdx.x == 0) *tile = locate_tile(a.layout, index, kRows, a.cols);
     __syncthreads();
-    const bool strange = load_conv_window<T, K>(a, window, *tile, first);
+    const Place place{a.layout, *tile, first};
+    const bool strange = load_conv_window<T, K>(a, window, place);
     if constexpr (Shape::Engine::only_finite) {
       if (strange) {
-        finish(a, *tile, first, [&](int row, int col, int piece) {
+        finish(a, place, [&](int row, int col, int piece) {
           return sum_taps<T, K>(a, window, row, col, piece, first);
         });
         continue;
@@ -154,7 +162,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2) convolve_kernel(ConvArgs<T> a)
     __syncthreads();  // the window is no longer read
     engine.write(plane, a.cols);
     __syncthreads();
-    finish(a, *tile, first, [&](int row, int col, int piece) {
+    finish(a, place, [&](int row, int col, int piece) {
       const float* at = plane + (row * a.cols + col) * kSumStride + piece * kPiece;
       const Pack<float, kPiece> sum = load_pack<kPiece>(at);
       return Quad{sum.item[0], sum.item[1], sum.item[2], sum.item[3]};

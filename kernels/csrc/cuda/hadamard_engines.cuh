@@ -16,21 +16,21 @@ constexpr int kSumStride = kChunk + 4;
 // and the taps are mirrored, which makes it the input's gradient.
 template <typename T, int K, int W>
 struct GroupWeights {
+  static constexpr int size = W * W * K * K;
   const T* base;  // null beyond the last group
   bool transposed;
 
-  __device__ __forceinline__ GroupWeights(const T* weight, int channels, int channel, bool backward)
-      : base(channel < channels ? weight + int64_t(channel) * W * K * K : nullptr), transposed(backward) {}
   __device__ __forceinline__ T operator()(int out, int in, int dy, int dx) const {
     if (!base) return store<T>(0);
-    return transposed ? base[(in * W + out) * K * K + K * K - 1 - dy * K - dx] : base[(out * W + in) * K * K + dy * K + dx];
+    if (transposed) return base[(in * W + out) * K * K + K * K - 1 - dy * K - dx];
+    return base[(out * W + in) * K * K + dy * K + dx];
   }
 };
 
 // Half precision. A unit is 16 bytes of a group's row: 8 / W positions by W channels. Eight units below each other in
 // the upper half of the tile and eight in the lower are the 16 rows of A, a unit's 8 values its columns, and the W
-// outputs at the 8 / W positions of a unit the 8 columns of B: at width 4 a unit's two neighbouring positions share what
-// is loaded, and K + 1 offsets serve K taps of both. A row of the window is loaded once for all rows of taps.
+// outputs at the 8 / W positions of a unit the 8 columns of B: at width 4 a unit's two neighbouring positions share
+// what is loaded, and K + 1 offsets serve K taps of both. A row of the window is loaded once for all rows of taps.
 template <typename T, int K, int W>
 struct TensorEngine {
   static constexpr int per_unit = 8 / W, units = (K - 1) / per_unit + 1, segment = 8 * per_unit;
@@ -44,10 +44,12 @@ struct TensorEngine {
   int group, part;
   float sums[kHalfRows][4];
 
-  __device__ __forceinline__ TensorEngine(SharedMemory&, const T* weight, int channels, int first, bool backward) {
+  // `chunk`: the weights of the block's `channels` channels, in shared memory.
+  __device__ __forceinline__ TensorEngine(SharedMemory&, const T* chunk, int channels, bool backward) {
     const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     group = warp % (kChunk / W), part = warp / (kChunk / W);
-    const GroupWeights<T, K, W> of_group(weight, channels, first + group * W, backward);
+    using Weights = GroupWeights<T, K, W>;
+    const Weights of_group{group * W < channels ? chunk + group * Weights::size : nullptr, backward};
 #pragma unroll
     for (int dy = 0; dy < K; ++dy) {
 #pragma unroll
@@ -101,8 +103,9 @@ struct TensorEngine {
 // channels it loads 7 + K − 1 vectors of values, and per tap four of weights for 7 · 16 multiply-adds.
 template <int K, int W>
 struct ScalarEngine {
-  static constexpr int lanes = 64 / W, segment = lanes, group_floats = W * W * K * K;
-  static constexpr size_t shared_floats = size_t(kChunk) / W * group_floats;
+  using Weights = GroupWeights<float, K, W>;
+  static constexpr int lanes = 64 / W, segment = lanes;
+  static constexpr size_t shared_floats = size_t(kChunk) / W * Weights::size;
   static constexpr int batch = 2;
   static constexpr bool only_finite = false;
 
@@ -110,17 +113,17 @@ struct ScalarEngine {
   int group, part, col, half, out;
   float sums[kHalfRows][4];
 
-  __device__ __forceinline__ ScalarEngine(SharedMemory& memory, const float* weight, int channels, int first,
-                                          bool backward) {
+  __device__ __forceinline__ ScalarEngine(SharedMemory& memory, const float* chunk, int channels, bool backward) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     group = warp % (kChunk / W), part = warp / (kChunk / W);
     col = lane % lanes, half = lane / lanes % 2, out = lane / lanes / 2 * 4;
     float* const shared = memory.take<float>(shared_floats);
-    weights = shared + group * group_floats;
+    weights = shared + group * Weights::size;
     for (int n = threadIdx.x; n < int(shared_floats); n += blockDim.x) {
       const int o = n % W, i = n / W % 4, dy = n / (W * 4) % K, dx = n / (W * 4 * K) % K;
-      const int quarter = n / (W * 4 * K * K) % (W / 4), channel = first + n / group_floats * W;
-      shared[n] = GroupWeights<float, K, W>(weight, channels, channel, backward)(o, quarter * 4 + i, dy, dx);
+      const int quarter = n / (W * 4 * K * K) % (W / 4), of = n / Weights::size;
+      const Weights of_group{of * W < channels ? chunk + of * Weights::size : nullptr, backward};
+      shared[n] = of_group(o, quarter * 4 + i, dy, dx);
     }
   }
 

@@ -1,8 +1,8 @@
 // The Hadamard convolution for every type, kernel size, group width and dilation, for what the specialised kernels do
 // not take. One thread per position and channel, no shared memory.
 //
-// Backward in steps that leave their results in the gradient of packed: the activation's gradient where query's will be,
-// the convolution's where key's will be, and both replaced by the product rule.
+// Backward in steps that leave their results in the gradient of packed: the activation's gradient where query's will
+// be, the convolution's where key's will be, and both replaced by the product rule.
 #pragma once
 #include "hadamard_tile.cuh"
 

@@ -55,7 +55,9 @@ struct HadamardLaunch : Launcher {
   // Four neighbouring channels are aligned for one access.
   bool vectors(std::initializer_list<const void*> pointers) const {
     bool aligned = p.packed % hadamard::kPiece == 0 && p.channels % hadamard::kPiece == 0;
-    for (const void* x : pointers) aligned = aligned && reinterpret_cast<uintptr_t>(x) % (hadamard::kPiece * sizeof(T)) == 0;
+    for (const void* x : pointers) {
+      aligned = aligned && reinterpret_cast<uintptr_t>(x) % (hadamard::kPiece * sizeof(T)) == 0;
+    }
     return aligned;
   }
 
@@ -169,7 +171,8 @@ struct HadamardLaunch : Launcher {
     }
     if (p.rest() > 0) {
       const bool whole = vectors({saved.grad_rest, grads.packed});
-      run_generic(whole ? hadamard::rest_kernel<T, hadamard::kPiece> : hadamard::rest_kernel<T, 1>, p.positions() * 32, a);
+      const auto kernel = whole ? hadamard::rest_kernel<T, hadamard::kPiece> : hadamard::rest_kernel<T, 1>;
+      run_generic(kernel, p.positions() * 32, a);
     }
     reduce(partial, grads.weight, weights());
     reduce(partial + weights(), grads.bias, p.channels);

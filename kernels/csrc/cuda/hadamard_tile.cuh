@@ -11,7 +11,7 @@ constexpr int kRows = 14, kHalfRows = kRows / 2;  // both halves of a tile are w
 constexpr int kChunk = 16, kPiece = 4, kPieces = kChunk / kPiece;  // channels of a block, and of one memory access
 constexpr int kMaxCols = 32, kThreadsPerCol = 8, kMaxThreads = kMaxCols * kThreadsPerCol;
 
-// Positions between the groups of a row in shared memory: pieces that a warp stores at a time fall into different banks.
+// Positions between the groups of a row in shared memory: pieces that a warp stores together lie in different banks.
 template <typename T>
 __host__ __device__ constexpr int padded(int cols) {
   constexpr int step = sizeof(T) == 2 ? 8 : 4, rest = step / 2;
@@ -95,6 +95,13 @@ struct Maps {
   int64_t stride;  // of positions
 };
 
+// A block's tile and the first of its channels.
+struct Place {
+  const Layout& layout;
+  const Tile& tile;
+  int first;
+};
+
 struct Product {
   float scale;
   __device__ __forceinline__ float operator()(float query, float key) const { return query * key * scale; }
@@ -103,12 +110,14 @@ struct ActivationGradient {
   __device__ __forceinline__ float operator()(float grad, float before) const { return grad * gelu_slope(before); }
 };
 
-// combine(a, b) of 16 channels from `first` on into ROWS × cols positions of `window`, the first of which is (row0, col0)
-// of the tile; zero outside the map and beyond the channels. `seen` gets every piece before it is rounded. The loads of BATCH positions are in flight together.
+// combine(a, b) of a block's channels into ROWS × cols positions of `window`, which starts `margin` rows and columns
+// before the tile; zero outside the map and beyond the channels. `seen` gets every piece before it is rounded. The loads
+// of BATCH positions are in flight together.
 template <int ROWS, int BATCH, typename T, int W, typename Combine, typename Seen>
-__device__ __forceinline__ void stage(const Window<T, W>& window, int cols, const Maps<T>& maps, const Layout& m,
-                                      const Tile& tile, int row0, int col0, int first, Combine combine, Seen seen) {
-  const int piece = threadIdx.x % kPieces, step = blockDim.x / kPieces, channel = first + piece * kPiece;
+__device__ __forceinline__ void stage(const Window<T, W>& window, int cols, int margin, const Maps<T>& maps,
+                                      const Place& place, Combine combine, Seen seen) {
+  const Layout& m = place.layout;
+  const int piece = threadIdx.x % kPieces, step = blockDim.x / kPieces, channel = place.first + piece * kPiece;
   const bool present = channel < m.channels;
   T* const to = window.at(0, piece * kPiece / W, 0) + piece * kPiece % W;
   int row = int(threadIdx.x) / kPieces / cols, col = int(threadIdx.x) / kPieces % cols;
@@ -118,7 +127,7 @@ __device__ __forceinline__ void stage(const Window<T, W>& window, int cols, cons
     bool inside[BATCH];
 #pragma unroll
     for (int k = 0; k < BATCH; ++k) {
-      const int64_t at = position(m, tile, row0 + row, col0 + col);
+      const int64_t at = position(m, place.tile, row - margin, col - margin);
       offset[k] = row < ROWS ? row * window.row_stride() + col * W : -1;
       inside[k] = present && at >= 0 && row < ROWS;
       if (inside[k]) {

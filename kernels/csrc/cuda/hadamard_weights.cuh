@@ -16,10 +16,10 @@ struct BiasSum {
   }
 };
 
-// Half precision, on tensor cores. D = A · B with the positions as the inner dimension: eight units (hadamard_engines.cuh)
-// of a row in the upper half of the tile and eight in the lower. Rows of A are the 16 values of two neighbouring units
-// of the product, columns of B the 8 values of a unit of the gradient; both lie in memory the other way round, hence
-// the transposing loads. At width 4 the even and the odd positions have sums of their own.
+// Half precision, on tensor cores. D = A · B with the positions as the inner dimension: eight units
+// (hadamard_engines.cuh) of a row in the upper half of the tile and eight in the lower. Rows of A are the 16 values of
+// two neighbouring units of the product, columns of B the 8 values of a unit of the gradient; both lie in memory the
+// other way round, hence the transposing loads. At width 4 the even and the odd positions have sums of their own.
 template <typename T, int K, int W>
 struct TensorSums {
   static constexpr int per_unit = 8 / W, units = (K - 1) / per_unit + 1, segment = 8 * per_unit;
@@ -30,7 +30,7 @@ struct TensorSums {
   static constexpr int max_cols = kMaxCols;
 
   float sums[K][mine][4] = {};
-  int group, share, part, parts;  // a warp's group, its pairs of units, and its segments of a row: part, part + parts, …
+  int group, share, part, parts;  // a warp's group, its pairs of units, its segments of a row: part, part + parts, …
 
   __device__ __forceinline__ explicit TensorSums(int cols) {
     const int warp = threadIdx.x / 32, others = warp / (kChunk / W);
@@ -152,7 +152,9 @@ template <typename T, int K, int W>
 struct WeightShape {
   using Sums = typename SumsOf<T, K, W>::type;
   static constexpr int rows = kRows + K - 1;
-  __host__ __device__ static constexpr size_t products(int cols) { return size_t(window_elements<T>(rows, cols + K - 1)); }
+  __host__ __device__ static constexpr size_t products(int cols) {
+    return size_t(window_elements<T>(rows, cols + K - 1));
+  }
   __host__ __device__ static constexpr size_t grads(int cols) { return size_t(window_elements<T>(kRows, cols)); }
   __host__ __device__ static constexpr size_t bias_floats(int cols) { return size_t(cols) * kThreadsPerCol * kPiece; }
   __host__ __device__ static constexpr size_t shared_bytes(int cols) {
@@ -191,10 +193,10 @@ __global__ void __launch_bounds__(kMaxThreads, 2) weight_gradient_kernel(WeightA
     if (threadIdx.x == 0) *tile = locate_tile(m, index, kRows, a.cols);
     __syncthreads();
     const Maps<T> inputs{a.packed, a.packed + m.channels, a.packed_stride};
-    stage<Shape::rows, 2>(products, a.cols + K - 1, inputs, m, *tile, -(K / 2), -(K / 2), first, Product{a.scale},
-                       [](const Quad&) {});
-    stage<kRows, 2>(grads, a.cols, Maps<T>{a.grad_local, a.before, m.channels}, m, *tile, 0, 0, first,
-                 ActivationGradient(), BiasSum{bias_sums});
+    const Maps<T> outputs{a.grad_local, a.before, m.channels};
+    const Place place{m, *tile, first};
+    stage<Shape::rows, 2>(products, a.cols + K - 1, K / 2, inputs, place, Product{a.scale}, [](const Quad&) {});
+    stage<kRows, 2>(grads, a.cols, 0, outputs, place, ActivationGradient(), BiasSum{bias_sums});
     __syncthreads();
     sums.add(products, grads, a.cols);
   }
