@@ -102,17 +102,16 @@ class Crew:
     """All contestants with their processes.
 
     Args:
-        cores: of this machine, that may be used. threads: the numbers of them that will be asked for.
-        compiled: whether any case compiles.
+        cores: of this machine, that may be used. threads: the most of them that one process will use; 0: a GPU's.
+        any_threads: whether compiled code must do with any number of threads.
     """
 
-    def __init__(self, rivals: Sequence[Rival], cores: Sequence[int], threads: Sequence[int], compiled: bool) -> None:
-        self.rivals, self.cores, self.threads = list(rivals), list(cores), tuple(threads)
+    def __init__(self, rivals: Sequence[Rival], cores: Sequence[int], threads: int, any_threads: bool = False) -> None:
+        self.rivals, self.cores = list(rivals), list(cores)
         self.folder = tempfile.TemporaryDirectory(prefix="elsa.")
-        dynamic = compiled and len(self.threads) > 1
         self.teams: list[list[Worker]] = []
         for rival in rivals:
-            environment = environment_of(rival, max(self.threads), dynamic)
+            environment = environment_of(rival, threads, any_threads)
             self.teams.append([])
             for _ in range(rival.processes):
                 errors = self._file(f"errors {len(self.teams)} {len(self.teams[-1])}")
@@ -122,9 +121,9 @@ class Crew:
     def _file(self, name: str) -> Path:
         return Path(self.folder.name) / name
 
-    def prepare(self, case: Case) -> list[dict[str, Any]]:
+    def prepare(self, case: Case, threads: int) -> list[dict[str, Any]]:
         """All networks are built and called twice, several at a time; what the first process of each says of it."""
-        threads, counted = self.threads[0], set()
+        counted: set[str] = set()
         for number, team in enumerate(self.teams):
             rival = team[0].rival
             about = {**asdict(case), "pass": case.which, "model": rival.model, "ours": rival.ours,
@@ -142,7 +141,7 @@ class Crew:
             answer |= {name: of_model[rival.model][name] for name in ("flops", "parameters")}
         return answers
 
-    def race(self, rounds: int, advance: Callable[[], None]) -> list[list[Turns]]:
+    def race(self, rounds: int, threads: Sequence[int], advance: Callable[[], None]) -> list[list[Turns]]:
         """Every contestant has a turn with each number of threads in each round, in an order that goes round.
 
         Args:
@@ -151,21 +150,21 @@ class Crew:
         Returns:
             Per contestant and number of threads; of several processes those of the slowest.
         """
-        found = [[Turns([], []) for _ in self.threads] for _ in self.teams]
-        places = [(team, which) for team in range(len(self.teams)) for which in range(len(self.threads))]
+        found = [[Turns([], []) for _ in threads] for _ in self.teams]
+        places = [(team, which) for team in range(len(self.teams)) for which in range(len(threads))]
         for number in range(rounds):
             shift = number % len(places)
             for team, which in places[shift:] + places[:shift]:
-                turn = self._turn(team, self.threads[which])
+                turn = self._turn(team, threads[which])
                 found[team][which].wall.append(turn["wall"])
                 found[team][which].cpu.append(turn["cpu"])
                 advance()
         return found
 
-    def profile(self) -> list[dict[str, Any]]:
+    def profile(self, threads: int) -> list[dict[str, Any]]:
         """The parts of one call of the first contestant: stage, part, seconds."""
         worker = self.teams[0][0]
-        worker.tell(do="profile", threads=self.threads[0], cores=self._share(0, self.threads[0]))
+        worker.tell(do="profile", threads=threads, cores=self._share(0, threads))
         return worker.answer()["parts"]
 
     def _turn(self, team: int, threads: int) -> dict[str, list[float]]:

@@ -49,9 +49,9 @@ def at_least(kind: type, least: float) -> Callable[[str], Any]:
 
 def image_size(text: str) -> tuple[int, int]:
     """``N`` or ``HEIGHTxWIDTH``."""
-    sides = [at_least(int, 32)(side) for side in text.split("x")]
-    if len(sides) > 2:
+    if text.count("x") > 1:
         raise argparse.ArgumentTypeError(f"{text!r} is neither N nor HEIGHTxWIDTH")
+    sides = [at_least(int, 32)(side) for side in text.split("x")]
     return sides[0], sides[-1]
 
 

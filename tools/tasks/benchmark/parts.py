@@ -55,14 +55,14 @@ def benchmark_parts(settings: PartsSettings) -> None:
     info = describe(settings.device)
     cases = [(which, dtype) for which in settings.passes for dtype in settings.dtypes]
     progress, rows = Progress(len(cases) * settings.rounds, "benchmark", "calls", shown=True), []
-    with crew(contestants(settings.name, "none", ()), cores(), (settings.threads,), False) as one:
+    with crew(contestants(settings.name, "none", ()), cores(), settings.threads) as one:
         for which, dtype in cases:
             case = Case("classifier", settings.size, settings.batch, which, "eager", dtype, str(settings.device),
                         drop_path(settings.name))  # fmt: skip
-            one.prepare(case)
+            one.prepare(case, settings.threads)
             measured = []
             for _ in range(settings.rounds):
-                measured.append(one.profile())
+                measured.append(one.profile(settings.threads))
                 progress.advance()
             rows.append({"network": settings.name, "threads": settings.threads, **case.__dict__, **mean(measured)})
             tell(rows[-1])

@@ -90,13 +90,15 @@ def contestants(name: str, against: str | None, settings: tuple[str, ...]) -> li
     return found
 
 
-def environment_of(rival: Rival, threads: int, dynamic_threads: bool) -> dict[str, str]:
+def environment_of(rival: Rival, threads: int, any_threads: bool) -> dict[str, str]:
     """The whole environment of its process.
 
     Args:
-        threads: the most that it will use. dynamic_threads: whether compiled code must take any number of them.
+        threads: the most that it will use, 0: as many as it likes. any_threads: whether compiled code must take any
+            number of them.
     """
-    changes = {**rival.environment, "OMP_NUM_THREADS": str(threads)}
-    changes["TORCHINDUCTOR_CPP_DYNAMIC_THREADS"] = str(int(dynamic_threads))
+    changes = {**rival.environment, "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": str(int(any_threads))}
+    if threads:
+        changes["OMP_NUM_THREADS"] = str(threads)
     kept = {name: value for name, value in os.environ.items() if name not in changes}
     return {**kept, **{name: value for name, value in changes.items() if value is not None}}

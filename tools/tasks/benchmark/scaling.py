@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from .whole_report import announce, ratio
 
 SERIES = ("size", "batch", "threads", "processes")
 COLUMNS = ("pass", "over", "at", "contestant", "ms p50", "CPU ms", "images/s", "Mpixel/s", "MB", "ours/this")
-FORMS = ("{:<9}", "{:<9}", "{:>5}", "{:<52}", "{:>9}", "{:>9}", "{:>9}", "{:>9}", "{:>6}", "{:>17}")
+Race = tuple[str, Case, tuple[int, ...]]  # name of the series, what is done, numbers of threads
+FORMS = ("{:<9}", "{:<9}", "{:>5}", "{:<62}", "{:>9}", "{:>9}", "{:>9}", "{:>9}", "{:>6}", "{:>17}")
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,14 @@ def benchmark_scaling(settings: ScalingSettings) -> None:
     setup_logging(0)
     info = {**describe(settings.device), "peak": peaks(settings.device, (settings.dtype,))}
     announce(info)
-    turns = sum(len(group) * len(threads) * len(cases) for group, threads, cases in races(settings, rivals))
+    plan = races(settings, rivals)
+    turns = sum(len(group) * len(threads) for group, cases in plan for _, _, threads in cases)
     progress, rows = Progress(turns * settings.rounds, "benchmark", "turns", shown=True), []
     print(_line(COLUMNS))
-    for group, threads, cases in races(settings, rivals):
-        with crew(group, cores(), threads, False) as one:
-            for series, case in cases:
-                found = measure_case(one, case, settings.rounds, progress.advance, info["peak"])
+    for group, cases in plan:
+        with crew(group, cores(), max(max(threads) for _, _, threads in cases)) as one:
+            for series, case, threads in cases:
+                found = measure_case(one, case, threads, settings.rounds, progress.advance, info["peak"])
                 for row in found:
                     rows.append({"network": settings.name, "series": series, "at": _place(series, row), **row})
                     print(_line(_cells(rows[-1])), flush=True)
@@ -89,28 +90,26 @@ def benchmark_scaling(settings: ScalingSettings) -> None:
     print(f"wrote {settings.output / 'scaling.json'} and {settings.output / 'scaling.png'}")
 
 
-def races(
-    settings: ScalingSettings, rivals: list[Rival]
-) -> Iterator[tuple[list[Rival], tuple[int, ...], list[tuple[str, Case]]]]:
-    """The crews that are needed: contestants, numbers of threads, and what they do, with the name of its series."""
+def races(settings: ScalingSettings, rivals: list[Rival]) -> list[tuple[list[Rival], list[Race]]]:
+    """The contestants of each crew, and what they do."""
+    alone = (settings.alone,)
 
     def case(which: str, side: int, batch: int) -> Case:
         rate = drop_path(settings.name)
         return Case("classifier", (side, side), batch, which, "eager", settings.dtype, str(settings.device), rate)
 
+    first, cases, at_once = settings.sizes[0], [], []
     for which in settings.passes:
-        first = settings.sizes[0]
-        of_size = [("size", case(which, side, 1)) for side in settings.sizes]
-        of_batch = [("batch", case(which, first, batch)) for batch in settings.batches]
-        yield rivals, (settings.alone,), of_size + of_batch
+        cases += [("size", case(which, side, 1), alone) for side in settings.sizes]
+        cases += [("batch", case(which, first, batch), alone) for batch in settings.batches]
         if settings.threads:
-            yield rivals, settings.threads, [("threads", case(which, first, settings.batch))]
-        if settings.processes:
-            several = [
-                replace(rival, label=f"{rival.label}, {count} processes", processes=count)
-                for rival, count in itertools.product(rivals, settings.processes)
-            ]
-            yield several, (settings.alone,), [("processes", case(which, first, settings.batch))]
+            cases.append(("threads", case(which, first, settings.batch), settings.threads))
+        at_once.append(("processes", case(which, first, settings.batch), alone))
+    several = [
+        replace(rival, label=f"{rival.label}, {count} at once", processes=count)
+        for rival, count in itertools.product(rivals, settings.processes)
+    ]
+    return [(rivals, cases), *([(several, at_once)] if several else [])]
 
 
 def _place(series: str, row: dict[str, Any]) -> int:

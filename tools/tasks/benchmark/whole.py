@@ -16,7 +16,7 @@ from elsa.engine.compiling import check_compiler
 from elsa.engine.utilisation import BACKWARD
 from elsa.models import VARIANTS
 
-from .crew import Case, Turns, crew
+from .crew import Case, Crew, Turns, crew
 from .machine import cores, describe
 from .peak import peak_rate
 from .rivals import BASELINES, Rival, check_name, contestants, is_ours
@@ -112,9 +112,9 @@ def benchmark_model(settings: WholeSettings) -> None:
     rows: list[dict[str, Any]] = []
     progress = Progress(turns, "benchmark", "turns", shown=True)
     for name, rivals, cases in plan:
-        with crew(rivals, cores(), settings.threads, set(settings.modes) != {"eager"}) as one:
+        with crew(rivals, cores(), max(settings.threads), len(settings.threads) > 1) as one:
             for case in cases:
-                found = measure_case(one, case, settings.rounds, progress.advance, info["peak"])
+                found = measure_case(one, case, settings.threads, settings.rounds, progress.advance, info["peak"])
                 rows += [{"network": name, **row} for row in found]
                 tell(rows[-len(found) :])
     progress.close()
@@ -129,18 +129,16 @@ def peaks(device: torch.device, dtypes: Sequence[str]) -> dict[str, dict[str, An
     return {dtype: peak_rate(device, dtype)._asdict() for dtype in dtypes}
 
 
-def measure_case(one: Any, case: Case, rounds: int, advance: Callable[[], None], peak: dict[str, Any]) -> list[dict]:
-    """A row for each contestant and number of threads.
-
-    Args:
-        one: the crew.
-    """
-    ready = one.prepare(case)
-    found: list[list[Turns]] = one.race(rounds, advance)
+def measure_case(
+    one: Crew, case: Case, threads: Sequence[int], rounds: int, advance: Callable[[], None], peak: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """A row for each contestant and number of threads."""
+    ready = one.prepare(case, threads[0])
+    found = one.race(rounds, threads, advance)
     rows = []
     for rival, answer, of_threads in zip(one.rivals, ready, found, strict=True):
-        for threads, turns in zip(one.threads, of_threads, strict=True):
-            row = {**asdict(rival), **asdict(case), "threads": threads, "bytes": answer["bytes"],
+        for count, turns in zip(threads, of_threads, strict=True):
+            row = {**asdict(rival), **asdict(case), "threads": count, "bytes": answer["bytes"],
                    "first_seconds": answer["first_seconds"], "parameters": answer["parameters"]}  # fmt: skip
             rows.append(row | summary(row, turns, answer["flops"], peak[case.dtype]["rate"]))
     for row in rows:
