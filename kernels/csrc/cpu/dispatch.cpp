@@ -24,8 +24,8 @@ bool has_avx512() {
 
 bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 
-template <class Arguments>
-KernelTable<Arguments> with_bfloat16(KernelTable<Arguments> table, const Kernel<Arguments>& kernel) {
+template <class Table, class Kernel>
+Table with_bfloat16(Table table, const Kernel& kernel) {
   table.bfloat16 = kernel;
   return table;
 }
@@ -57,13 +57,14 @@ const std::vector<InstructionSet>& instruction_sets() {
 #if defined(__x86_64__)
   static const KernelTable<ForwardArguments> bf16_forward = with_bfloat16(avx512_forward, avx512_bf16_forward);
   static const KernelTable<BackwardArguments> bf16_backward = with_bfloat16(avx512_backward, avx512_bf16_backward);
+  static const HadamardTable bf16_hadamard = with_bfloat16(avx512_hadamard, avx512_bf16_hadamard);
 #endif
   static const std::vector<InstructionSet> sets{
       {"plain", &plain_forward, &plain_backward, &plain_hadamard, true},
 #if defined(__x86_64__)
       {"avx2", &avx2_forward, &avx2_backward, &avx2_hadamard, has_avx2()},
       {"avx512", &avx512_forward, &avx512_backward, &avx512_hadamard, has_avx512()},
-      {"avx512_bf16", &bf16_forward, &bf16_backward, &avx512_hadamard, has_avx512_bf16()},
+      {"avx512_bf16", &bf16_forward, &bf16_backward, &bf16_hadamard, has_avx512_bf16()},
 #endif
   };
   return sets;

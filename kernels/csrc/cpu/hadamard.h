@@ -30,7 +30,7 @@ int64_t hadamard_chunk(const HadamardGeometry& g) {
 template <class T>
 int64_t hadamard_forward_scratch(const HadamardGeometry& g) {
   return with_kernel<T>(g, [&](auto K) -> int64_t {
-    if constexpr (K() > 0) return lanes_forward_scratch<K()>(g);
+    if constexpr (K() > 0) return lanes_forward_scratch<T, K()>(g);
     else return planes_forward_scratch<T>(g);
   });
 }
@@ -38,7 +38,7 @@ int64_t hadamard_forward_scratch(const HadamardGeometry& g) {
 template <class T>
 int64_t hadamard_backward_scratch(const HadamardGeometry& g) {
   return with_kernel<T>(g, [&](auto K) -> int64_t {
-    if constexpr (K() > 0) return lanes_backward_scratch<K()>(g);
+    if constexpr (K() > 0) return lanes_backward_scratch<T, K()>(g);
     else return planes_backward_scratch<T>(g);
   });
 }

@@ -46,17 +46,26 @@ ELSA_INLINE Int32 group_starts(int64_t group_width) {
   return index;
 }
 
+// What products are made of: float, but bfloat16 where a processor multiplies pairs of them (hadamard_pairs.h).
+#if defined(ELSA_AVX512_BF16)
+template <class T>
+using Factor = std::conditional_t<std::is_same_v<T, BFloat>, BFloat, float>;
+#else
+template <class T>
+using Factor = float;
+#endif
+
 // K rows of one chunk's channels with K/2 zero positions to the left and at least as many to the right.
-template <int K>
+template <class T, int K>
 struct Ring {
   static constexpr int N = kLanes<float>;
-  float* rows;
+  Factor<T>* rows;
   int64_t stride;
 
   static int64_t stride_for(int64_t columns) { return ((columns + kRun - 1) / kRun * kRun + K - 1) * N; }
-  ELSA_INLINE float* row(int64_t y) const { return rows + (y + K) % K * stride; }
+  ELSA_INLINE Factor<T>* row(int64_t y) const { return rows + (y + K) % K * stride; }
   // The zeros around a row; the right ones fill up the last run.
-  ELSA_INLINE void pad(float* row, int64_t columns) const {
+  ELSA_INLINE void pad(Factor<T>* row, int64_t columns) const {
     for (int64_t x = 0; x < K / 2; ++x) store(row + x * N, Vec<float>{});
     for (int64_t at = (columns + K / 2) * N; at < stride; at += N) store(row + at, Vec<float>{});
   }
@@ -69,7 +78,7 @@ struct Packed {
   const HadamardGeometry& g;
   int64_t chunk;
 
-  static int64_t elements(int64_t group_width) { return group_width * kTaps * N; }
+  static int64_t bytes(int64_t group_width) { return group_width * kTaps * N * int64_t{sizeof(float)}; }
 
   // Mirrored, as the input's gradient needs them: a lane is an input channel, the taps are in reverse.
   template <bool Mirrored>
@@ -90,6 +99,11 @@ struct Packed {
       }
     }
   }
+
+#if defined(ELSA_AVX512_BF16)
+  template <bool Mirrored>
+  void pack(const T* weight, BFloat* to) const;  // hadamard_pairs.h
+#endif
 
   // The same order back; `packed(offset)` gives the vector at an offset.
   template <class Source>
@@ -171,6 +185,48 @@ ELSA_INLINE void convolve(Vec<float> (&acc)[kRun], const float* weights, int64_t
         convolve_row<K>(acc, weights, source, [&](Vec<float> v) ELSA_LAMBDA { return permute(v, index); });
     }
   }
+}
+
+// One row of query · key · scale, to be multiplied with rows of the gradient of `before` (as they are in the ring).
+template <class T, int K>
+struct Product {
+  static constexpr int N = kLanes<float>;
+  float* row;
+
+  Product(void* memory, int64_t) : row(static_cast<float*>(memory)) {}
+  static int64_t bytes(int64_t columns) { return columns * N * int64_t{sizeof(float)}; }
+  ELSA_INLINE void set(int64_t x, Vec<float> value) const { store(row + x * N, value); }
+  ELSA_INLINE void finish(int64_t) const {}
+
+  // to[input channel][tap] += Σ over positions, K taps of two input channels at a time.
+  void add(const float* gradient, int64_t columns, int64_t group_width, float* to) const {
+    Int32 even = group_starts(group_width), odd = even + 1;
+    for (int64_t i = 0; i < group_width; i += 2, even += 2, odd += 2, to += 2 * K * N) {
+      Vec<float> a[K] = {}, b[K] = {};
+      for (int64_t x = 0; x < columns; ++x) {
+        const Vec<float> h = load(row + x * N), u = permute(h, even), v = permute(h, odd);
+        unroll<K>([&](auto t) ELSA_LAMBDA {
+          const Vec<float> d = load(gradient + (x + K - 1 - t) * N);
+          a[t] += u * d, b[t] += v * d;
+        });
+      }
+      unroll<K>([&](auto t) ELSA_LAMBDA {
+        store(to + t * N, load(to + t * N) + a[t]);
+        store(to + (K + t) * N, load(to + (K + t) * N) + b[t]);
+      });
+    }
+  }
+};
+
+// The sum over a row's positions.
+template <class Cell>
+ELSA_INLINE Vec<float> total(const Cell* row, int64_t columns) {
+  constexpr int N = kLanes<float>;
+  Vec<float> sums[4] = {};
+  int64_t x = 0;
+  for (; x + 4 <= columns; x += 4) unroll<4>([&](auto n) ELSA_LAMBDA { sums[n] += load(row + (x + n) * N); });
+  for (; x < columns; ++x) sums[0] += load(row + x * N);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
 // Requests the one or two cache lines of one position's chunk of channels.

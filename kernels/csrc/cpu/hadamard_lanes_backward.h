@@ -2,6 +2,9 @@
 #pragma once
 
 #include "hadamard_lanes.h"
+#if defined(ELSA_AVX512_BF16)
+#include "hadamard_pairs.h"
+#endif
 #include "hadamard_rest.h"
 
 namespace elsa::cpu::ELSA_ISA {
@@ -17,9 +20,9 @@ template <class T, int K, bool Partial>
 struct LanesBackward {
   static constexpr int N = kLanes<float>, R = K / 2;
   const HadamardBackward& arguments;
-  const float* weights;  // mirrored
-  Ring<K> ring;          // the gradient of `before`, its center the current row
-  float* hadamard;       // the current row of query · key · scale
+  const Factor<T>* weights;  // mirrored
+  Ring<T, K> ring;           // the gradient of `before`, its center the current row
+  Product<T, K> product;     // of the current row
   float* sums;
   int64_t chunk, count;
 
@@ -32,7 +35,6 @@ struct LanesBackward {
       for (int64_t y = first_row; y < last_row; ++y) {
         if (y + R < image.rows) fill(image, y + R);
         for (int64_t x = 0; x < image.columns; x += kRun) block(image, y, x);
-        add_bias(image, y);
         add_weights(image, y);
         copy_rest<T>(arguments, image, y, chunk);
       }
@@ -40,7 +42,7 @@ struct LanesBackward {
   }
 
   void fill(const Image& image, int64_t y) const {
-    float* row = ring.row(y);
+    Factor<T>* row = ring.row(y);
     ring.pad(row, image.columns);
     const int64_t at = (image.origin + y * image.row_step) * g().channels + first_channel();
     const int64_t step = image.column_step * g().channels;
@@ -68,47 +70,24 @@ struct LanesBackward {
       if (p < stop) {
         const Vec<float> q = load_channels<T, Partial>(query + p * step, count);
         const Vec<float> k = load_channels<T, Partial>(query + p * step + g().channels, count);
-        store(hadamard + (x + p) * N, q * k * scale);
+        product.set(x + p, q * k * scale);
         store_channels<T, Partial>(gradient + p * step, acc[p] * scale * k, count);
         store_channels<T, Partial>(gradient + p * step + g().channels, acc[p] * scale * q, count);
       }
     });
   }
 
-  void add_bias(const Image& image, int64_t y) const {
-    const float* gradient = ring.row(y) + R * N;
-    Vec<float> total[4] = {};
-    int64_t x = 0;
-    for (; x + 4 <= image.columns; x += 4)
-      unroll<4>([&](auto n) ELSA_LAMBDA { total[n] += load(gradient + (x + n) * N); });
-    for (; x < image.columns; ++x) total[0] += load(gradient + x * N);
-    float* bias = sums + g().group_width * K * K * N;
-    store(bias, load(bias) + ((total[0] + total[1]) + (total[2] + total[3])));
-  }
-
-  // The row's products with the outputs that it reached, K taps of two input channels at a time.
+  // The row's products with the outputs that it reached.
   void add_weights(const Image& image, int64_t y) const {
+    product.finish(image.columns);
     for (int64_t j = 0; j < K; ++j) {
       const int64_t out = y + R - j;
       if (out < 0 || out >= image.rows) continue;
-      const float* gradient = ring.row(out);
-      Int32 even = group_starts(g().group_width), odd = even + 1;
-      for (int64_t i = 0; i < g().group_width; i += 2, even += 2, odd += 2) {
-        Vec<float> a[K] = {}, b[K] = {};
-        for (int64_t x = 0; x < image.columns; ++x) {
-          const Vec<float> h = load(hadamard + x * N), u = permute(h, even), v = permute(h, odd);
-          unroll<K>([&](auto t) ELSA_LAMBDA {
-            const Vec<float> d = load(gradient + (x + K - 1 - t) * N);
-            a[t] += u * d, b[t] += v * d;
-          });
-        }
-        float* to = sums + (j * g().group_width + i) * K * N;
-        unroll<K>([&](auto t) ELSA_LAMBDA {
-          store(to + t * N, load(to + t * N) + a[t]);
-          store(to + (K + t) * N, load(to + (K + t) * N) + b[t]);
-        });
-      }
+      float* to = sums + j * g().group_width * K * N;
+      product.add(ring.row(out), image.columns, g().group_width, to);
     }
+    float* bias = sums + g().group_width * K * K * N;
+    store(bias, load(bias) + total(ring.row(y) + R * N, image.columns));
   }
 
   ELSA_INLINE void prefetch(const Image& image, int64_t y, int64_t x) const {
@@ -124,17 +103,19 @@ struct LanesBackward {
   }
 };
 
-template <int K>
+template <class T, int K>
 int64_t lanes_backward_scratch(const HadamardGeometry& g) {
-  return (Packed<float, K>::elements(g.group_width) + K * Ring<K>::stride_for(g.width) + g.width * kLanes<float>) * 4;
+  return Packed<T, K>::bytes(g.group_width) + K * Ring<T, K>::stride_for(g.width) * int64_t{sizeof(Factor<T>)} +
+         Product<T, K>::bytes(g.width);
 }
 
 template <class T, int K>
 void lanes_backward(const HadamardBackward& arguments, int64_t first, int64_t last, void* scratch) {
   const HadamardGeometry& g = arguments.geometry;
-  float* weights = static_cast<float*>(scratch);
-  const Ring<K> ring{weights + Packed<T, K>::elements(g.group_width), Ring<K>::stride_for(g.width)};
-  float* hadamard = ring.rows + K * ring.stride;
+  Factor<T>* weights = static_cast<Factor<T>*>(scratch);
+  void* after = static_cast<char*>(scratch) + Packed<T, K>::bytes(g.group_width);
+  const Ring<T, K> ring{static_cast<Factor<T>*>(after), Ring<T, K>::stride_for(g.width)};
+  const Product<T, K> product(ring.rows + K * ring.stride, g.width);
   int64_t packed = -1;
   for (int64_t unit = first; unit < last; ++unit) {
     const int64_t chunk = unit / g.slots;
@@ -143,7 +124,7 @@ void lanes_backward(const HadamardBackward& arguments, int64_t first, int64_t la
     float* sums = static_cast<float*>(arguments.partial) + unit * lanes_sums<K>(g);
     __builtin_memset(sums, 0, static_cast<size_t>(lanes_sums<K>(g)) * sizeof(float));
     for_channels(g, chunk, [&](auto partial, int64_t count) ELSA_LAMBDA {
-      LanesBackward<T, K, partial()>{arguments, weights, ring, hadamard, sums, chunk, count}.run(
+      LanesBackward<T, K, partial()>{arguments, weights, ring, product, sums, chunk, count}.run(
           unit % g.slots);
     });
   }

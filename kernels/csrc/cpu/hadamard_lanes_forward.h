@@ -2,6 +2,9 @@
 #pragma once
 
 #include "hadamard_lanes.h"
+#if defined(ELSA_AVX512_BF16)
+#include "hadamard_pairs.h"
+#endif
 
 namespace elsa::cpu::ELSA_ISA {
 namespace {
@@ -10,8 +13,8 @@ template <class T, int K, bool Partial>
 struct LanesForward {
   static constexpr int N = kLanes<float>, R = K / 2;
   const HadamardForward& arguments;
-  const float* weights;
-  Ring<K> ring;
+  const Factor<T>* weights;
+  Ring<T, K> ring;
   int64_t first_channel, count;
   Vec<float> bias;
 
@@ -28,7 +31,7 @@ struct LanesForward {
   }
 
   void fill(const Image& image, int64_t y) const {
-    float* row = ring.row(y);
+    Factor<T>* row = ring.row(y);
     ring.pad(row, image.columns);
     const int64_t step = image.column_step * g().packed;
     const T* query = static_cast<const T*>(arguments.packed) + (image.origin + y * image.row_step) * g().packed + first_channel;
@@ -72,16 +75,17 @@ struct LanesForward {
   }
 };
 
-template <int K>
+template <class T, int K>
 int64_t lanes_forward_scratch(const HadamardGeometry& g) {
-  return (Packed<float, K>::elements(g.group_width) + K * Ring<K>::stride_for(g.width)) * 4;
+  return Packed<T, K>::bytes(g.group_width) + K * Ring<T, K>::stride_for(g.width) * int64_t{sizeof(Factor<T>)};
 }
 
 template <class T, int K>
 void lanes_forward(const HadamardForward& arguments, int64_t first, int64_t last, void* scratch) {
   const HadamardGeometry& g = arguments.geometry;
-  float* weights = static_cast<float*>(scratch);
-  const Ring<K> ring{weights + Packed<T, K>::elements(g.group_width), Ring<K>::stride_for(g.width)};
+  Factor<T>* weights = static_cast<Factor<T>*>(scratch);
+  void* after = static_cast<char*>(scratch) + Packed<T, K>::bytes(g.group_width);
+  const Ring<T, K> ring{static_cast<Factor<T>*>(after), Ring<T, K>::stride_for(g.width)};
   int64_t packed = -1;
   for (int64_t unit = first; unit < last; ++unit) {
     const int64_t chunk = unit / g.slots;

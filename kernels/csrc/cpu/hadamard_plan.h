@@ -57,6 +57,7 @@ extern const HadamardTable plain_hadamard;
 #if defined(__x86_64__)
 extern const HadamardTable avx2_hadamard;
 extern const HadamardTable avx512_hadamard;
+extern const HadamardKernel avx512_bf16_hadamard;  // for the type that has instructions of its own
 #endif
 
 }  // namespace elsa::cpu
