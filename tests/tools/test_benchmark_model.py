@@ -189,7 +189,7 @@ def test_parts_add_up(tmp_path, tool):
     for row in rows:
         assert sum(one["seconds"] for one in row["parts"]) == pytest.approx(row["seconds"])
         assert sum(one["share"] for one in row["parts"]) == pytest.approx(1)
-        assert 0 <= row["unassigned"] < 1
+        assert 0 <= row["unassigned"] < 1 and row["seconds_of_a_call"] > 0
         for stage in ("stage 1", "stage 2", "stage 3", "stage 4"):
             here = {one["part"]: one for one in row["parts"] if one["stage"] == stage}
             assert set(here) - {"residuals"} == (of_elsa if stage != "stage 4" else {"norms", "attention", "MLP"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def benchmark_parts(settings: PartsSettings) -> None:
             for _ in range(settings.rounds):
                 measured.append(one.profile(settings.threads))
                 progress.advance()
-            rows.append({"network": settings.name, "threads": settings.threads, **case.__dict__, **mean(measured)})
+            rows.append({"network": settings.name, "threads": settings.threads, **case.__dict__, **typical(measured)})
             tell(rows[-1])
     progress.close()
     make_folder(settings.output)
@@ -73,21 +74,22 @@ def benchmark_parts(settings: PartsSettings) -> None:
     print(f"wrote {settings.output / 'parts.json'} and {settings.output / 'parts.png'}")
 
 
-def mean(calls: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """The parts of the faster half of some calls, on average, which add up to their time."""
-    calls = sorted(calls, key=lambda parts: sum(one["seconds"] for one in parts))[: (len(calls) + 1) // 2]
-    sums: dict[tuple[str, str], float] = defaultdict(float)
+def typical(calls: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """Each part's median over some calls, so that what interrupts one of them does not count; and their sum."""
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
     for parts in calls:
         for one in parts:
-            sums[one["stage"], one["part"]] += one["seconds"] / len(calls)
-    whole = sum(sums.values())
-    of_stage: dict[str, float] = defaultdict(float)
-    for (stage, _), seconds in sums.items():
+            found[one["stage"], one["part"]].append(one["seconds"])
+    medians = {key: statistics.median(seconds) for key, seconds in sorted(found.items())}
+    whole, of_stage = sum(medians.values()), defaultdict(float)
+    for (stage, _), seconds in medians.items():
         of_stage[stage] += seconds
     parts = [{"stage": stage, "part": part, "seconds": seconds, "share": seconds / whole,
               "share_of_stage": seconds / of_stage[stage] if stage else None}
-             for (stage, part), seconds in sorted(sums.items())]  # fmt: skip
-    return {"seconds": whole, "parts": parts, "unassigned": sums[OUTSIDE, UNASSIGNED] / whole}
+             for (stage, part), seconds in medians.items()]  # fmt: skip
+    of_calls = statistics.median(sum(one["seconds"] for one in parts) for parts in calls)
+    unassigned = medians[OUTSIDE, UNASSIGNED] / whole
+    return {"seconds": whole, "seconds_of_a_call": of_calls, "parts": parts, "unassigned": unassigned}
 
 
 def tell(row: dict[str, Any]) -> None:

@@ -140,7 +140,7 @@ def add_parts(verbs: Any) -> None:
     add("--size", type=image_size, default=(224, 224), metavar="N", help="N or HEIGHTxWIDTH (default 224)")
     add("--device", type=device, default=torch.device("cpu"), help="cpu (default), cuda or cuda:N")
     add("--threads", type=at_least(int, 1), help="of a CPU (default 1)")
-    add("--rounds", type=at_least(int, 1), default=7, help="calls, of which the faster half counts (default 7)")
+    add("--rounds", type=at_least(int, 1), default=9, help="calls (default 9)")
     add("--output", type=Path, default=Path("runs/benchmark"), help="folder for parts.json and .png")
 
 
