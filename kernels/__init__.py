@@ -1,6 +1,7 @@
-"""The ELSA operator: softmax over the taps, ghost head, local aggregation (arXiv 2112.12786, section 3)."""
+"""The native operators (arXiv 2112.12786, section 3): the Hadamard convolution; softmax over the taps, ghost head and
+local aggregation; and linear layers."""
 
-from .functional import backend_info, elsa_attention
+from .functional import backend_info, elsa_attention, hadamard_convolution
 from .linear import linear, linear_info, mlp
 
-__all__ = ["backend_info", "elsa_attention", "linear", "linear_info", "mlp"]
+__all__ = ["backend_info", "elsa_attention", "hadamard_convolution", "linear", "linear_info", "mlp"]

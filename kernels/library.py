@@ -1,13 +1,15 @@
-"""Loads the compiled operator once, keeps the reason where it cannot, and registers what torch needs to know about it.
+"""Loads the compiled operators once, keeps the reason where it cannot, and registers what torch needs to know of them.
 
-The C++ side defines ``torch.ops.elsa.attention_forward`` and ``attention_backward`` (csrc/schema.h) and their kernels
-per device. Registered here: fake kernels (shapes for tracing), the autograd formula and the FLOP formula. The fake
-kernels' signatures are what this file takes the operators to be: a library that defines others is not used.
+The C++ side defines ``attention_forward`` and ``attention_backward``, ``hadamard_forward`` and ``hadamard_backward`` of
+``torch.ops.elsa`` (csrc/schema.h) and their kernels per device. Registered here: fake kernels (shapes for tracing), the
+autograd formulas and the FLOP formulas. The fake kernels' signatures are what this file takes the operators to be: a
+library that defines others is not used.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -45,7 +47,7 @@ def _build_record() -> dict:
 
 def _wrong_schema() -> str | None:
     """A library of other sources may load and still take other arguments."""
-    for name, fake in (("attention_forward", _fake_forward), ("attention_backward", _fake_backward)):
+    for name, fake in FAKES.items():
         if not hasattr(torch.ops.elsa, name):
             return f"the compiled library does not define elsa::{name}; {REBUILD}"
         found = str(getattr(torch.ops.elsa, name).default._schema).removeprefix(f"elsa::{name}")
@@ -135,40 +137,130 @@ def _backward(ctx, grad_out: Tensor):
 
 def _no_double_backward(ctx, *grads):
     raise RuntimeError(
-        "the compiled ELSA attention has no second derivative; pass backend='reference' to differentiate twice"
+        "the compiled operators have no second derivative; pass backend='reference' or set ELSA_BACKEND=reference"
     )
 
 
-def autocast_inputs(value: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The autocast rule: value and logits in the autocast type of their device; float64 and ghosts stay as they are."""
-    device = value.device.type
+def autocast_inputs(device: str, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The autocast rule: these inputs in the autocast type of their device; float64 and what is absent stay."""
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
-        return value, logits
+        return tensors
     dtype = torch.get_autocast_dtype(device)
 
-    def cast(tensor: Tensor) -> Tensor:
-        return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
+    def cast(tensor: Tensor | None) -> Tensor | None:
+        fixed = tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64
+        return tensor if fixed else tensor.to(dtype)
 
-    return cast(value), cast(logits)
+    return tuple(map(cast, tensors))
 
 
 def _autocast_forward(value, logits, *rest):
-    value, logits = autocast_inputs(value, logits)
+    value, logits = autocast_inputs(value.device.type, value, logits)
     with torch.autocast(value.device.type, enabled=False):
         return torch.ops.elsa.attention_forward(value, logits, *rest)
+
+
+# ---- the Hadamard convolution ------------------------------------------------------------------------------------
+
+
+def hadamard(packed: Tensor, weight: Tensor, bias: Tensor | None, scale: float, dilation: int) -> tuple[Tensor, Tensor]:
+    """The compiled operator on checked arguments → (local, rest), see ``functional.hadamard_convolution``."""
+    inputs = (packed, weight) if bias is None else (packed, weight, bias)
+    learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    if learns and not torch.compiler.is_compiling():
+        local, rest, _ = _Hadamard.apply(packed, weight, bias, scale, dilation)
+        return local, rest
+    local, _ = torch.ops.elsa.hadamard_forward(packed, weight, bias, scale, dilation, learns)
+    return local, _rest(packed, weight)
+
+
+def _rest(packed: Tensor, weight: Tensor) -> Tensor:
+    return packed[..., 2 * weight.shape[0] :]
+
+
+class _Hadamard(torch.autograd.Function):
+    """The operator with the values' gradient, so that packed gets one gradient and not the sum of two.
+
+    Compilers see the operator alone, and fuse that sum.
+    """
+
+    @staticmethod
+    def forward(ctx, packed, weight, bias, scale, dilation):
+        local, before = torch.ops.elsa.hadamard_forward(packed, weight, bias, scale, dilation, True)
+        ctx.save_for_backward(packed, weight, before)
+        ctx.has_bias, ctx.scale, ctx.dilation = bias is not None, scale, dilation
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(before)
+        return local, _rest(packed, weight), before
+
+    @staticmethod
+    def backward(ctx, grad_local, grad_rest, _):
+        packed, weight, before = ctx.saved_tensors
+        if grad_local is None:
+            grad_local = torch.zeros_like(before)
+        grads = torch.ops.elsa.hadamard_backward(grad_local, grad_rest, packed, weight, before, ctx.scale, ctx.dilation)
+        return grads[0], grads[1], grads[2] if ctx.has_bias else None, None, None
+
+
+def _fake_hadamard_forward(
+    packed: Tensor, weight: Tensor, bias: Tensor | None, scale: float, dilation: int, save: bool
+) -> tuple[Tensor, Tensor]:
+    shape = (*packed.shape[:3], weight.shape[0])
+    return packed.new_empty(shape), packed.new_empty(shape if save else (0,))
+
+
+def _fake_hadamard_backward(
+    grad_local: Tensor,
+    grad_rest: Tensor | None,
+    packed: Tensor,
+    weight: Tensor,
+    before: Tensor,
+    scale: float,
+    dilation: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return packed.new_empty(packed.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[:1])
+
+
+def _setup_hadamard(ctx, inputs, output) -> None:
+    packed, weight, bias, ctx.scale, ctx.dilation, save = inputs
+    if not save and any(ctx.needs_input_grad[:3]):
+        raise RuntimeError("elsa::hadamard_forward needs save=True where a gradient is asked for")
+    ctx.save_for_backward(packed, weight, output[1])
+    ctx.has_bias = bias is not None
+
+
+def _backward_hadamard(ctx, grad_local: Tensor, _):
+    packed, weight, before = ctx.saved_tensors
+    grad_packed, grad_weight, grad_bias = torch.ops.elsa.hadamard_backward(
+        grad_local, None, packed, weight, before, ctx.scale, ctx.dilation
+    )
+    return grad_packed, grad_weight, grad_bias if ctx.has_bias else None, None, None, None
+
+
+def _autocast_hadamard(packed, weight, bias, *rest):
+    device = packed.device.type
+    inputs = autocast_inputs(device, packed, weight, bias)
+    with torch.autocast(device, enabled=False):
+        return torch.ops.elsa.hadamard_forward(*inputs, *rest)
+
+
+# ---- registration ------------------------------------------------------------------------------------------------
 
 
 def _register() -> None:
     library = torch.library
     for key in ("AutocastCPU", "AutocastCUDA"):
         library.impl("elsa::attention_forward", key, _autocast_forward)
-    library.register_fake("elsa::attention_forward", _fake_forward)
-    library.register_fake("elsa::attention_backward", _fake_backward)
+        library.impl("elsa::hadamard_forward", key, _autocast_hadamard)
+    for name, fake in FAKES.items():
+        library.register_fake(f"elsa::{name}", fake)
     library.register_autograd("elsa::attention_forward", _backward, setup_context=_setup_context)
-    library.register_autograd("elsa::attention_backward", _no_double_backward)
+    library.register_autograd("elsa::hadamard_forward", _backward_hadamard, setup_context=_setup_hadamard)
+    for name in ("attention_backward", "hadamard_backward"):
+        library.register_autograd(f"elsa::{name}", _no_double_backward)
 
-    # Both count the aggregation alone, as PyTorch counts a convolution: two operations per multiply-add. The backward
-    # pass is two such sums (the gradients of value and of the weights), and one more for each ghost.
+    # Two operations per multiply-add, as PyTorch counts a convolution. The backward pass of the aggregation is two sums
+    # of its size (the gradients of value and of the weights), and one more for each ghost.
     @register_flop_formula(torch.ops.elsa.attention_forward)
     def _(value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation, *, out_shape=None, **kwargs) -> int:
         return 2 * _taps(value, kernel_size)
@@ -178,12 +270,26 @@ def _register() -> None:
         sums = 2 + (ghost_mul is not None) + (ghost_add is not None)
         return 2 * sums * _taps(value, kernel_size)
 
+    @register_flop_formula(torch.ops.elsa.hadamard_forward)
+    def _(packed, weight, *rest, out_shape=None, **kwargs) -> int:
+        return 2 * math.prod(packed[:3]) * math.prod(weight)
+
+    @register_flop_formula(torch.ops.elsa.hadamard_backward)
+    def _(grad_local, grad_rest, packed, weight, *rest, out_shape=None, **kwargs) -> int:
+        return 4 * math.prod(packed[:3]) * math.prod(weight)
+
 
 def _taps(value_shape, kernel_size: int) -> int:
     batch, height, width, channels = value_shape
     return batch * height * width * channels * kernel_size**2
 
 
+FAKES = {
+    "attention_forward": _fake_forward,
+    "attention_backward": _fake_backward,
+    "hadamard_forward": _fake_hadamard_forward,
+    "hadamard_backward": _fake_hadamard_backward,
+}
 OBSTACLES = _load_all()
 if OBSTACLES["cpu"] is None:
     _register()

@@ -1,4 +1,4 @@
-"""The specification of the ELSA operator, in plain PyTorch.
+"""The specification of the native operators, in plain PyTorch.
 
 Every other implementation is tested against this file, and it is what runs where nothing is compiled.
 """
@@ -64,3 +64,25 @@ def elsa_attention_reference(
             weight = weight + add[t]
         out = out + weight * padded[:, row : row + height, column : column + width]
     return out.reshape(value.shape).to(value.dtype)
+
+
+def hadamard_convolution_reference(
+    packed: Tensor, weight: Tensor, bias: Tensor | None, scale: float, dilation: int
+) -> tuple[Tensor, Tensor]:
+    """Hadamard product, grouped K×K convolution, exact GELU: ``GELU(weight ∗ (query · key · scale) + bias)``.
+
+    Args:
+        packed: (B, H, W, D): C_q channels of queries, C_q of keys, others.
+        weight: (C_q, width, K, K); bias: (C_q,) or None.
+        scale: factor on query · key.
+        dilation: distance between taps, in positions; the product is zero outside the map.
+
+    Returns:
+        (B, H, W, C_q), and the other channels as a view (B, H, W, D − 2·C_q).
+    """
+    channels, width, kernel_size = weight.shape[:3]
+    query, key, rest = packed.split((channels, channels, packed.shape[-1] - 2 * channels), dim=-1)
+    hadamard = (query * key * scale).permute(0, 3, 1, 2)  # a channels-last NCHW view
+    reach = dilation * (kernel_size // 2)
+    before = F.conv2d(hadamard, weight, bias, padding=reach, dilation=dilation, groups=channels // width)
+    return F.gelu(before).permute(0, 2, 3, 1), rest

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from elsa.kernels import elsa_attention
+from elsa.kernels import elsa_attention, hadamard_convolution, linear
 
 from .mlp import Mlp, add_mlp
 
@@ -117,19 +116,17 @@ class ELSA(nn.Module):
             return self.ghost_head[0], self.ghost_head[1]
         return (self.ghost_head, None) if self.lam else (None, self.ghost_head)
 
-    def hadamard_attention(self, query: Tensor, key: Tensor) -> Tensor:
-        """Queries and keys, (B, H, W, C_q) each → attention logits (B, H, W, G·K²)."""
-        mix, activation, expand = self.attn
-        assert isinstance(expand, nn.Conv2d)
-        hadamard = (query * key * self.scale).permute(0, 3, 1, 2)  # a channels-last NCHW view
-        local = activation(mix(hadamard))
+    def hadamard_attention(self, packed: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries, keys and values, (B, H, W, 2·C_q + C_v) → attention logits (B, H, W, G·K²) and the values."""
+        mix, _, expand = self.attn  # GELU belongs to the convolution
+        assert isinstance(mix, nn.Conv2d) and isinstance(expand, nn.Conv2d)
+        local, value = hadamard_convolution(packed, mix.weight, mix.bias, scale=self.scale, dilation=self.dilation)
         if expand.groups > 1:
-            return expand(local).permute(0, 2, 3, 1)
-        return F.linear(local.permute(0, 2, 3, 1), expand.weight.flatten(1), expand.bias)
+            return expand(local.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), value
+        return linear(local, expand.weight.flatten(1), expand.bias), value
 
     def forward(self, x: Tensor) -> Tensor:
-        projected = F.linear(x, self.pre_proj.weight.flatten(1), self.pre_proj.bias)
-        query, key, value = projected.split((self.dim_qk, self.dim_qk, self.dim_v), dim=-1)
+        logits, value = self.hadamard_attention(linear(x, self.pre_proj.weight.flatten(1), self.pre_proj.bias))
         mul, add = self._ghosts()
         if mul is not None:
             mul = mul.reshape(self.dim_v, -1) ** self.lam
@@ -137,7 +134,7 @@ class ELSA(nn.Module):
             add = add.reshape(self.dim_v, -1) * self.gamma
         out = elsa_attention(
             value,
-            self.hadamard_attention(query, key),
+            logits,
             mul,
             add,
             num_heads=self.num_heads,
@@ -145,7 +142,7 @@ class ELSA(nn.Module):
             dilation=self.dilation,
             attn_drop=self.attn_drop if self.training else 0.0,
         )
-        return self.proj_drop(self.post_proj(out))
+        return self.proj_drop(linear(out, self.post_proj.weight, self.post_proj.bias))
 
     def extra_repr(self) -> str:
         return (
