@@ -11,8 +11,10 @@ import torch
 from elsa.tools import benchmark
 from elsa.tools.tasks.benchmark import DEFAULT_GROUPS, GROUPS
 from elsa.tools.tasks.benchmark.measure import BURST, gpu_seconds
+from elsa.tools.tasks.benchmark.peak import peak_rate
 from elsa.tools.tasks.outcome import run as as_a_verb
 
+CPU = torch.device("cpu")
 TOOL = Path(__file__).resolve().parents[2] / "tools/benchmark.py"
 SMALL = ("op", "--shapes", "plain", "--dtypes", "fp32", "--batch", "1", "--seconds", "0.01")
 
@@ -35,6 +37,26 @@ def run(monkeypatch, capsys):
     return call
 
 
+def test_the_hadamard_convolution_beside_pytorch(tmp_path, compiled_cpu, run):
+    passes = ("--passes", "forward,backward,gradients", "--batch", "1,2", "--threads", "1", "--output", tmp_path)
+    code, _, errors = run("op", "--shapes", "hadamard_volo_224", "--dtypes", "fp32", "--seconds", "0.01", *passes)
+    assert code == 0, errors
+    rows = json.loads((tmp_path / "operator.json").read_text())["rows"]
+    assert [(row["batch"], row["pass"]) for row in rows] == [
+        (batch, which) for batch in (1, 2) for which in ("forward", "forward+backward", "backward")
+    ]
+    for row in rows:
+        times, sums = row["milliseconds"], {"forward": 1, "forward+backward": 3, "backward": 2}[row["pass"]]
+        best = min(times["pytorch contiguous_format"], times["pytorch channels_last"])
+        assert row["faster_than_pytorch"] == pytest.approx(best / times["elsa"])
+        multiply_adds = row["batch"] * 28 * 28 * 128 * 8 * 25 * sums
+        assert row["gflops"] == pytest.approx(2e-6 * multiply_adds / times["elsa"])
+        assert row["share_of_peak"] == pytest.approx(1e9 * row["gflops"] / 2 / peak_rate(CPU, "float32").rate)
+        numbers = row["batch"] * 28 * 28 * (3 * 128 * (sums != 2) + (6 * 128 + 2 * 192) * (sums > 1))
+        assert row["gigabytes_per_second"] == pytest.approx(4e-6 * numbers / times["elsa"])
+    assert (tmp_path / "operator.png").stat().st_size > 1000
+
+
 def check_rows(folder):
     rows = json.loads((folder / "operator.json").read_text())["rows"]
     assert [row["pass"] for row in rows] == ["forward", "forward+backward"]
@@ -48,6 +70,7 @@ def check_rows(folder):
             "gemm",
             "copy",
         }
+        assert row["faster_than_pytorch"] is None
         assert row["faster_than_unfold"] == pytest.approx(times["unfold"] / times["elsa"])
         multiply_adds = 56 * 56 * 96 * 49 * (3 if backward else 1)
         assert row["gflops"] == pytest.approx(2e-6 * multiply_adds / times["elsa"])
@@ -148,3 +171,21 @@ def test_volo_s_first_stages_are_among_the_shapes():
     shapes = {(s.height, s.width, s.channels, s.heads, s.kernel, s.mul, s.add) for s in GROUPS["volo_224"]}
     specs = [spec for name, spec in VARIANTS.items() if name.startswith("elsa_volo_d")]
     assert shapes == {(28, 28, spec.embed_dims[0], spec.num_heads[0], 5, True, True) for spec in specs}
+
+
+@pytest.mark.parametrize("variant", ["tiny", "small", "base"])
+def test_the_hadamard_shapes_are_those_of_the_networks(variant):
+    """Channels of queries and keys as ELSA rounds them."""
+    import timm
+
+    from elsa.models import ELSA
+
+    with torch.device("meta"):
+        network = timm.create_model(f"elsa_swin_{variant}")
+    shapes = [(s.channels, s.group_width, s.rest, s.kernel) for s in GROUPS[f"hadamard_{variant[0]}_224"]]
+    blocks = [next(module for module in stage.modules() if isinstance(module, ELSA)) for stage in network.layers[:3]]
+    convolutions = [block.attn[0] for block in blocks]
+    assert shapes == [
+        (one.out_channels, one.weight.shape[1], block.dim_v, one.kernel_size[0])
+        for one, block in zip(convolutions, blocks, strict=True)
+    ]

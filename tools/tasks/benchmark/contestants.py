@@ -1,4 +1,4 @@
-"""What is timed: the operator, what it competes with, and the two measures of the machine.
+"""What is timed: the operators, what they compete with, and the two measures of the machine.
 
 A maker takes a shape, a batch, a type and a device and returns a function and its inputs; an absent ghost is None.
 """
@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from elsa.kernels import elsa_attention
+from elsa.kernels import elsa_attention, hadamard_convolution
 
-from .shapes import Shape
+from .shapes import HadamardShape, Shape
 
 CONTESTANTS = ("unfold", "depthwise", "flex")
 Contestant = tuple[Callable, list[Tensor | None]]
@@ -80,6 +80,28 @@ def flex(shape: Shape, batch: int, dtype: torch.dtype, device: torch.device) -> 
     return lambda q, k, v: compiled(q, k, v, block_mask=mask), inputs
 
 
+def hadamard(
+    shape: HadamardShape,
+    batch: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    backend: str,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> Contestant:
+    """The Hadamard convolution; by the backend "reference" it is PyTorch's product, grouped convolution and GELU on
+    channels-last maps.
+
+    Args:
+        layout: of the weight.
+    """
+    if backend == "auto" and device.type == "cuda":
+        backend = "cuda"  # which "auto" leaves to PyTorch
+    packed = torch.randn(batch, shape.height, shape.width, 2 * shape.channels + shape.rest, device=device).to(dtype)
+    weight = torch.randn(shape.channels, shape.group_width, shape.kernel, shape.kernel, device=device) / shape.kernel
+    inputs = [packed, weight.to(dtype, memory_format=layout), torch.randn(shape.channels, device=device).to(dtype)]
+    return lambda *given: hadamard_convolution(*given, backend=backend), [*inputs]
+
+
 def matrix_product(dtype: torch.dtype, device: torch.device) -> tuple[Callable[[], None], int]:
     """The measure of the machine's arithmetic: a product, and its multiply-adds."""
     side = 4096 if device.type == "cuda" else 1024
@@ -94,9 +116,13 @@ def copy(device: torch.device) -> tuple[Callable[[], None], int]:
     return lambda: target.copy_(source), 2 * source.nbytes
 
 
-def training_step(function: Callable, inputs: list[Tensor | None], backward: bool) -> Callable[[], None]:
-    """One call to be timed: the forward pass alone, or with the gradients of all inputs."""
-    if not backward:
+def timed_pass(function: Callable, inputs: list[Tensor | None], which: str) -> Callable[[], None]:
+    """One call to be timed.
+
+    Args:
+        which: "forward"; "backward": the gradients of all inputs, with the forward pass; "gradients": without it.
+    """
+    if which == "forward":
 
         def forward() -> None:
             with torch.no_grad():
@@ -105,10 +131,18 @@ def training_step(function: Callable, inputs: list[Tensor | None], backward: boo
         return forward
     leaves = [None if t is None else t.detach().clone().requires_grad_() for t in inputs]
     wanted = [leaf for leaf in leaves if leaf is not None]
-    with torch.no_grad():
-        gradient = torch.randn_like(function(*inputs))
 
-    def both() -> None:
-        torch.autograd.grad(function(*leaves), wanted, gradient)
+    def outputs() -> tuple[Tensor, ...]:
+        found = function(*leaves)
+        return found if isinstance(found, tuple) else (found,)
 
-    return both
+    made: tuple[Tensor, ...] | None = outputs()
+    given = [torch.randn_like(one) for one in made or ()]
+    keep = which == "gradients"
+    if not keep:
+        made = None
+    return lambda: _discard(torch.autograd.grad(made or outputs(), wanted, given, retain_graph=keep))
+
+
+def _discard(result: object) -> None:
+    """Only the time counts."""

@@ -9,16 +9,19 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from elsa.core import ConfigError
 from elsa.kernels import backend_info
 
-from .contestants import copy, depthwise, flex, matrix_product, operator, training_step, unfold
-from .shapes import Shape
+from .contestants import copy, depthwise, flex, hadamard, matrix_product, operator, timed_pass, unfold
+from .peak import peak_rate
+from .shapes import HadamardShape, Shape
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PASSES = {"forward": "forward", "backward": "forward+backward", "gradients": "backward"}  # and their names in rows
 BURST = 20  # calls between two events of a GPU: one alone would be timed with the gap before its launch
 Call = Callable[[], None]
 
@@ -28,12 +31,12 @@ class Settings:
     """What is measured, and how. ``threads`` of a GPU's rows is None: they have no say there."""
 
     device: torch.device
-    shapes: tuple[Shape, ...]
+    shapes: tuple[Shape | HadamardShape, ...]
     contestants: tuple[str, ...]
     passes: tuple[str, ...]
     dtypes: tuple[str, ...]
     threads: tuple[int | None, ...]
-    batch: int
+    batches: tuple[int, ...]
     seconds: float
     memory: int
     backend: str
@@ -148,15 +151,24 @@ def peak_extra_memory(call: Call, device: torch.device) -> int | None:
     return max(0, (high_water(device) or 0) - before)
 
 
-def makers_of(shape: Shape, dtype: torch.dtype, settings: Settings) -> tuple[dict[str, Callable], list[str]]:
+def makers_of(
+    shape: Shape | HadamardShape, batch: int, dtype: torch.dtype, settings: Settings
+) -> tuple[dict[str, Callable], list[str]]:
     """What makes each contestant's function and inputs, by name, and notes on those left out."""
-    size, makers, notes = (shape, settings.batch, dtype, settings.device), {}, []
+    size: Any = (shape, batch, dtype, settings.device)
+    makers: dict[str, Callable] = {}
+    notes: list[str] = []
+    if isinstance(shape, HadamardShape):
+        makers["elsa"] = lambda: hadamard(*size, settings.backend)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            makers[f"pytorch {str(layout)[6:]}"] = lambda layout=layout: hadamard(*size, "reference", layout)
+        return makers, notes
     makers["elsa"] = lambda: operator(*size, settings.backend)
     if "depthwise" in settings.contestants:
         for layout in (torch.contiguous_format, torch.channels_last):
             makers[f"depthwise {str(layout)[6:]}"] = lambda layout=layout: depthwise(*size, layout)
     if "unfold" in settings.contestants:
-        needed = 4 * shape.multiply_adds(settings.batch) * dtype.itemsize
+        needed = 4 * shape.multiply_adds(batch) * dtype.itemsize
         if needed <= settings.memory << 30:
             makers["unfold"] = lambda: unfold(*size)
         else:
@@ -166,17 +178,19 @@ def makers_of(shape: Shape, dtype: torch.dtype, settings: Settings) -> tuple[dic
     return makers, notes
 
 
-def measure(shape: Shape, dtype_name: str, backward: bool, threads: int | None, settings: Settings) -> dict:
+def measure(
+    shape: Shape | HadamardShape, dtype_name: str, which: str, threads: int | None, batch: int, settings: Settings
+) -> dict[str, Any]:
     """One row of the table; a GPU must be the current device."""
     if threads is not None:
         torch.set_num_threads(threads)
     torch.manual_seed(0)
-    dtype, batch = DTYPES[dtype_name], settings.batch
-    makers, notes = makers_of(shape, dtype, settings)
+    dtype = DTYPES[dtype_name]
+    makers, notes = makers_of(shape, batch, dtype, settings)
     calls = {}
     for name, make in makers.items():
         try:
-            calls[name] = training_step(*make(), backward)
+            calls[name] = timed_pass(*make(), which)
             calls[name]()
         except RuntimeError as error:  # a contestant that cannot do this type or pass here
             if name == "elsa":
@@ -187,21 +201,23 @@ def measure(shape: Shape, dtype_name: str, backward: bool, threads: int | None, 
     calls["copy"], moved = copy(settings.device)
     times = shortest(calls, settings.seconds, gpu_seconds if settings.device.type == "cuda" else cpu_seconds)
 
-    sums = 1 + (2 + shape.mul + shape.add) * backward
-    rate = shape.multiply_adds(batch) * sums / times["elsa"]
-    bandwidth = shape.traffic(batch, backward) * dtype.itemsize / times["elsa"]
     row = {**asdict(shape), "batch": batch, "dtype": dtype_name, "threads": threads, "notes": notes}
-    row["backend"] = settings.backend
-    row["pass"] = "forward+backward" if backward else "forward"
+    row |= {"backend": settings.backend, "pass": PASSES[which]}
     row["milliseconds"] = {name: 1e3 * seconds for name, seconds in times.items()}
-    row |= {"gflops": 2e-9 * rate, "share_of_gemm": rate * times["gemm"] / products}
+    forward, backward = which != "gradients", which != "forward"
+    rate = shape.multiply_adds(batch) * (forward + shape.gradients * backward) / times["elsa"]
+    of_forward, of_backward = shape.traffic(batch)
+    bandwidth = (of_forward * forward + of_backward * backward) * dtype.itemsize / times["elsa"]
+    peak = peak_rate(settings.device, str(dtype)[6:]).rate * (threads or 1)
+    row |= {"gflops": 2e-9 * rate, "share_of_gemm": rate * times["gemm"] / products, "share_of_peak": rate / peak}
     row |= {"gigabytes_per_second": 1e-9 * bandwidth, "share_of_copy": bandwidth * times["copy"] / moved}
     static = min((t for name, t in times.items() if name.startswith("depthwise")), default=None)
     row["times_depthwise"] = times["elsa"] / static if static else None
-    for name in ("unfold", "flex"):
-        row[f"faster_than_{name}"] = times[name] / times["elsa"] if name in times else None
+    for rival in ("unfold", "flex", "pytorch"):
+        best = min((seconds for name, seconds in times.items() if name.startswith(rival)), default=None)
+        row[f"faster_than_{rival}"] = best / times["elsa"] if best else None
     row["extra_megabytes"] = None
-    if not backward and (peak := peak_extra_memory(calls["elsa"], settings.device)) is not None:
+    if which == "forward" and (most := peak_extra_memory(calls["elsa"], settings.device)) is not None:
         output = batch * shape.height * shape.width * shape.channels * dtype.itemsize
-        row["extra_megabytes"] = max(0, peak - output) / 2**20
+        row["extra_megabytes"] = max(0, most - output) / 2**20
     return row

@@ -17,17 +17,19 @@ COLUMNS = (
     ("shape", lambda r: r["name"]),
     ("map", lambda r: f"{r['batch']}×{r['height']}×{r['width']}×{r['channels']}"),
     ("K", lambda r: str(r["kernel"])),
-    ("pass", lambda r: {"forward": "fwd", "forward+backward": "fwd+bwd"}[r["pass"]]),
+    ("pass", lambda r: r["pass"].replace("forward", "fwd").replace("backward", "bwd")),
     ("type", lambda r: r["dtype"]),
     ("thr", lambda r: number(r["threads"], "{}")),
     ("ms", lambda r: f"{r['milliseconds']['elsa']:.2f}"),
     ("GFLOP/s", lambda r: f"{r['gflops']:.0f}"),
+    ("of peak", lambda r: f"{r['share_of_peak']:.0%}"),
     ("of GEMM", lambda r: f"{r['share_of_gemm']:.0%}"),
     ("GB/s", lambda r: f"{r['gigabytes_per_second']:.1f}"),
     ("of copy", lambda r: f"{r['share_of_copy']:.0%}"),
     ("× depthwise", lambda r: number(r["times_depthwise"], "{:.2f}")),
     ("unfold/elsa", lambda r: number(r["faster_than_unfold"], "{:.0f}")),
     ("flex/elsa", lambda r: number(r["faster_than_flex"], "{:.1f}")),
+    ("torch/elsa", lambda r: number(r["faster_than_pytorch"], "{:.2f}")),
     ("extra MB", lambda r: number(r["extra_megabytes"], "{:.1f}")),
 )
 WIDTHS = [max(len(title), 18 if title in ("map", "shape") else 7) for title, _ in COLUMNS]
@@ -47,10 +49,10 @@ def benchmark_operator(settings: Settings) -> None:
     print("|" + "|".join("-" * (width + 2) for width in WIDTHS) + "|")
     rows = []
     with torch.cuda.device(settings.device) if gpu else contextlib.nullcontext():
-        for threads, dtype, shape, which in itertools.product(
-            settings.threads, settings.dtypes, settings.shapes, settings.passes
+        for threads, dtype, batch, shape, which in itertools.product(
+            settings.threads, settings.dtypes, settings.batches, settings.shapes, settings.passes
         ):
-            rows.append(row := measure(shape, dtype, which == "backward", threads, settings))
+            rows.append(row := measure(shape, dtype, which, threads, batch, settings))
             print(line([cell(row) for _, cell in COLUMNS]), flush=True)
             for note in row["notes"]:
                 print(f"  {shape.name}: {note}")
@@ -69,20 +71,25 @@ def line(cells: list[str]) -> str:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Bars of the times relative to the depthwise convolution, or of the milliseconds where that was left out."""
+    """Bars of the times relative to PyTorch's: its depthwise convolution, for the Hadamard convolution its product,
+    grouped convolution and GELU; or of the milliseconds where those were left out."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    relative = all(row["times_depthwise"] for row in rows)
+    shares = [row["times_depthwise"] or 1 / (row["faster_than_pytorch"] or float("inf")) for row in rows]
+    relative = all(shares)
     figure, axes = pyplot.subplots(figsize=(9, 1 + 0.28 * len(rows)), layout="constrained")
-    labels = [f"{r['name']}  {r['pass']}  {r['dtype']}" + (f"  {r['threads']} thr" * bool(r["threads"])) for r in rows]
-    values = [r["times_depthwise"] if relative else r["milliseconds"]["elsa"] for r in rows]
+    labels = [f"{r['name']}  {r['pass']}  {r['dtype']}  {r['batch']}" + f"  {r['threads']} thr" * bool(r["threads"])
+              for r in rows]  # fmt: skip
+    values = shares if relative else [r["milliseconds"]["elsa"] for r in rows]
     colours = ["#4477aa" if r["pass"] == "forward" else "#cc6677" for r in rows]
     axes.barh(labels[::-1], values[::-1], color=colours[::-1])
     if relative:
         axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("time relative to PyTorch's depthwise convolution" if relative else "milliseconds")
-    axes.set_title(f"ELSA attention, batch {rows[0]['batch']}, {rows[0]['backend']}")
+    beside = "PyTorch's depthwise convolution (of H.: PyTorch's product, convolution and GELU)"
+    axes.set_xlabel(f"time relative to {beside}" if relative else "milliseconds")
+    axes.set_title(f"ELSA's operators, {rows[0]['backend']}")
     figure.savefig(path, dpi=150)
+    pyplot.close(figure)

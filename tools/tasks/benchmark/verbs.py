@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .contestants import CONTESTANTS
-from .measure import DTYPES, Settings
+from .measure import DTYPES, PASSES, Settings
 from .options import at_least, counts, device, image_size, subset, thread_counts
 from .report import benchmark_operator
 from .settings import SETTINGS
@@ -17,7 +17,7 @@ from .shapes import DEFAULT_GROUPS, GROUPS
 
 
 def add_operator(verbs: Any) -> None:
-    parser = verbs.add_parser("op", help="the operator", allow_abbrev=False)
+    parser = verbs.add_parser("op", help="the operators", allow_abbrev=False)
     parser.set_defaults(measure=_operator)
     add = parser.add_argument
     groups = f"groups of shapes, or all: {', '.join(GROUPS)} (default {','.join(DEFAULT_GROUPS)})"
@@ -25,12 +25,12 @@ def add_operator(verbs: Any) -> None:
     beside = f"of {', '.join(CONTESTANTS)}; flex compiles for each shape (default unfold,depthwise)"
     names = subset((*CONTESTANTS, "none"))
     add("--contestants", type=names, default=("unfold", "depthwise"), metavar="A,B", help=beside)
-    both, passes = ("forward", "backward"), "forward, backward (= forward and backward together), or both (default)"
-    add("--passes", type=subset(both), default=both, metavar="A,B", help=passes)
+    passes = "forward, backward (= forward and backward together), gradients (= backward alone; default the first two)"
+    add("--passes", type=subset(PASSES), default=("forward", "backward"), metavar="A,B", help=passes)
     add("--dtypes", type=subset(DTYPES), default=tuple(DTYPES), metavar="A,B", help="(default fp32,bf16)")
     add("--device", type=device, default=torch.device("cpu"), help="cpu (default), cuda or cuda:N")
     add("--threads", type=thread_counts, metavar="N,all", help="of a CPU (default 1,all)")
-    add("--batch", type=at_least(int, 1), help="(default 2, on a GPU 128)")
+    add("--batch", dest="batches", type=counts(1), metavar="N,N", help="(default 2, on a GPU 128)")
     add("--seconds", type=at_least(float, 0.0), default=0.3, help="per contestant and row (default 0.3)")
     add("--memory", type=at_least(int, 0), default=4, help="GiB that the unfold formula may take (default 4)")
     add("--backend", choices=("auto", "cpu", "cuda", "reference"), default="auto")
@@ -41,7 +41,7 @@ def _operator(args: argparse.Namespace) -> None:
     gpu = args.device.type == "cuda"
     args.shapes = tuple(shape for group in args.shapes for shape in GROUPS[group])
     args.threads = args.threads or ((None,) if gpu else thread_counts("1,all"))
-    args.batch = args.batch or (128 if gpu else 2)
+    args.batches = args.batches or ((128,) if gpu else (2,))
     del args.verb, args.measure
     benchmark_operator(Settings(**vars(args)))
 
