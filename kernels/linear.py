@@ -69,8 +69,9 @@ def mlp(
 ) -> Tensor:
     """``linear(linear(x, weight1, bias1, activation="gelu"), weight2, bias2, residual=residual)``, by the same rules.
 
-    oneDNN computes it some rows at a time, so that the hidden map stays in the caches, and only the hidden map before
-    GELU is kept for backward: 5 numbers instead of 9 for each of x where the MLP is 4 times as wide.
+    oneDNN computes it some rows at a time, so that the hidden map stays in the caches. For backward x is kept, and
+    the hidden map before GELU where x has more than 128 channels: 1 or 5 numbers instead of 9 for each of x where the
+    MLP is 4 times as wide.
 
     Args:
         x: (…, C). weight1: (hidden, C). bias1: (hidden,). weight2: (N, hidden). bias2: (N,). residual: (…, N).
@@ -115,7 +116,7 @@ def _choice() -> str:
 
 def _taken(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether oneDNN computes this layer."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     choice = _choice()
     if choice == "torch" or (choice == "auto" and not onednn.processor()[0]):
@@ -134,7 +135,6 @@ def _watched() -> bool:
         or torch._C._len_torch_function_stack() > 0
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
         or not torch._C._get_mkldnn_enabled()
     )
 

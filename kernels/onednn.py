@@ -22,6 +22,7 @@ OTHERS_VENDORS = ("AuthenticAMD", "HygonGenuine")  # of processors with AVX-512 
 # What the private operator must be. torch names it, and how it is called, in its own compiler.
 SCHEMA = "(Tensor X, Tensor W, Tensor? B, str attr, Scalar?[] scalars, str? algorithm) -> Tensor Y"
 HIDDEN = 640 * 1024  # numbers of the hidden map of an MLP at a time: 2.5 MB of float32 stay in the caches
+RECOMPUTED = 128  # channels up to which computing the hidden map again costs next to nothing: 5 % of the MLP at 96
 FEWEST_ROWS = 784  # of a map at a time; fewer would read the weights too often
 
 # ---- where it is used
@@ -82,7 +83,9 @@ def has_bfloat16() -> bool:
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
     """x (…, K), weight (N, K) of any strides → (…, N), exact GELU applied if asked for. No gradient."""
     activation, algorithm = ("gelu", "none") if gelu else ("none", "")
-    return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, activation, [], algorithm)
+    out = torch.ops.mkldnn._linear_pointwise.default(_rows(x), weight, bias, activation, [], algorithm)
+    # Of more dimensions the operator gives a view, which could not be written to where it is a function's result.
+    return out if x.ndim == 2 else torch.ops.aten._unsafe_view.default(out, [*x.shape[:-1], out.shape[-1]])
 
 
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
@@ -142,6 +145,7 @@ class Linear(torch.autograd.Function):
         if torch.is_grad_enabled():
             formula = functools.partial(plain_linear, gelu=ctx.gelu)
             return *_again(formula, (x, weight, bias), needed, grad), None
+        grad = grad.contiguous()
         if ctx.gelu:
             grad = torch.ops.aten.gelu_backward(grad, before)
         rows = _rows(grad)
@@ -195,13 +199,14 @@ def mlp(
 
 
 class MLP(torch.autograd.Function):
-    """(x, weight1, bias1, weight2, bias2, residual) → what ``plain_mlp`` gives; GELU is computed again in backward."""
+    """(x, weight1, bias1, weight2, bias2, residual) → what ``plain_mlp`` gives; backward computes GELU again."""
 
     @staticmethod
     def forward(ctx, *inputs):
-        kept: list[Tensor] = []
+        narrow = inputs[0].shape[-1] <= RECOMPUTED
+        kept: list[Tensor] | None = None if narrow else []
         out = mlp(*inputs, kept=kept)
-        ctx.save_for_backward(*inputs[:5], *kept)
+        ctx.save_for_backward(*inputs[:5], *(kept or ()))
         ctx.residual = None if inputs[5] is None else inputs[5].dtype
         return out
 
@@ -210,7 +215,7 @@ class MLP(torch.autograd.Function):
         saved = ctx.saved_tensors  # to be asked for once: where blocks are recomputed, this recomputes them
         inputs, kept = saved[:5], saved[5:]
         of_residual = grad.to(ctx.residual) if ctx.needs_input_grad[5] else None
-        grad = grad.to(inputs[0].dtype)
+        grad = grad.to(inputs[0].dtype).contiguous()
         needed = ctx.needs_input_grad[:5]
         if torch.is_grad_enabled():
             formula = functools.partial(plain_mlp, residual=None)
@@ -221,23 +226,24 @@ class MLP(torch.autograd.Function):
 def _mlp_gradients(
     inputs: Sequence[Tensor], kept: Sequence[Tensor], needed: Sequence[bool], grad: Tensor
 ) -> list[Tensor | None]:
-    x, weight1, _, weight2, _ = inputs
-    rows, of_x = _rows(x), x.new_empty(x.shape) if needed[0] else None
-    count = len(kept[0])
-    targets = rows.split(count) if of_x is None else _rows(of_x).split(count)
+    x, weight1, bias1, weight2, _ = inputs
+    of_x = x.new_empty(x.shape) if needed[0] else None
+    count = _parts(len(_rows(x)), len(weight1))
+    parts, grads = _rows(x).split(count), _rows(grad).split(count)
     sums: list[Tensor | None] = [None] * 4
-    for part, g, before, target in zip(rows.split(count), _rows(grad).split(count), kept, targets, strict=True):
-        after = F.gelu(before) if needed[3] else None
-        of_hidden = torch.ops.aten.gelu_backward(product(g, weight2.t()), before) if any(needed[:3]) else None
-        found = (
-            weight_gradient(of_hidden, part) if needed[1] and of_hidden is not None else None,
-            of_hidden.sum(0) if needed[2] and of_hidden is not None else None,
-            weight_gradient(g, after) if after is not None else None,
-            g.sum(0) if needed[4] else None,
-        )
-        if needed[0] and of_hidden is not None:
-            target.copy_(product(of_hidden, weight1.t()))
-        sums = [_added(total, more) for total, more in zip(sums, found, strict=True)]
+    for number, (part, g) in enumerate(zip(parts, grads, strict=True)):
+        before = kept[number] if kept else product(part, weight1, bias1)
+        of_second = (weight_gradient(g, F.gelu(before)) if needed[3] else None, g.sum(0) if needed[4] else None)
+        of_first: tuple[Tensor | None, Tensor | None] = (None, None)
+        if any(needed[:3]):
+            of_hidden = torch.ops.aten.gelu_backward(product(g, weight2.t()), before)
+            of_first = (
+                weight_gradient(of_hidden, part) if needed[1] else None,
+                of_hidden.sum(0) if needed[2] else None,
+            )
+            if of_x is not None:
+                _rows(of_x)[number * count : (number + 1) * count] = product(of_hidden, weight1.t())
+        sums = [_added(total, more) for total, more in zip(sums, (*of_first, *of_second), strict=True)]
     return [of_x, *(None if total is None else total.to(x.dtype) for total in sums)]
 
 
