@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-# Relative to the largest value of the compared tensor. A gradient of few numbers is a sum in which large terms cancel.
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+# Relative to the largest value of the compared tensor, or to the size of what is added up in it where that cancels.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 SCALE = 0.7
 
 
@@ -84,12 +84,17 @@ def expect(case: Case, given: dict[str, torch.Tensor | None], before: torch.Tens
     return found | {"packed": packed.grad, "weight": weight.grad, "bias": bias.grad}
 
 
-def check(case: Case, error_of, **given: torch.Tensor | None) -> None:
+def check(case: Case, **given: torch.Tensor | None) -> None:
     tensors = case.tensors() | given
     found = run(case, tensors)
     for name, expected in expect(case, tensors, found["before"]).items():
         assert found[name].dtype == case.dtype
-        error = error_of(found[name], expected)
+        assert found[name].shape == expected.shape
+        if expected.numel() == 0:
+            continue
+        terms = case.batch * case.height * case.width if name in ("weight", "bias") else 1
+        largest = max(1.0, terms**0.5, expected.abs().max().item())
+        error = (found[name].double() - expected).abs().max().item() / largest
         assert error <= TOLERANCE[case.dtype], f"{name} of {case}: relative error {error:.2e}"
 
 
@@ -97,7 +102,7 @@ def check(case: Case, error_of, **given: torch.Tensor | None) -> None:
 # computed at once; maps smaller than the kernel.
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("kernel", [1, 3, 5, 7, 9])
-def test_every_kernel(instruction_set, error_of, kernel, dtype):
+def test_every_kernel(instruction_set, kernel, dtype):
     for sizes in (
         (2, 9, 30, 8, 4),
         (1, 6, 14, 3, 8),
@@ -106,14 +111,14 @@ def test_every_kernel(instruction_set, error_of, kernel, dtype):
         (2, 5, 3, 7, 1),
         (1, 3, 9, 9, 2),
     ):
-        check(Case(*sizes, kernel, dtype=dtype), error_of)
-    check(Case(1, 5, 8, 4, 3, kernel, rest=0, bias=False, dtype=dtype), error_of)
-    check(Case(1, 8, 15, 2, 32, kernel, rest=40, dtype=dtype), error_of)
+        check(Case(*sizes, kernel, dtype=dtype))
+    check(Case(1, 5, 8, 4, 3, kernel, rest=0, bias=False, dtype=dtype))
+    check(Case(1, 8, 15, 2, 32, kernel, rest=40, dtype=dtype))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_drawn_shapes(instruction_set, error_of, data):
+def test_drawn_shapes(instruction_set, data):
     draw = data.draw
     case = Case(
         batch=draw(st.integers(0, 3), "batch"),
@@ -127,7 +132,7 @@ def test_drawn_shapes(instruction_set, error_of, data):
         bias=draw(st.booleans(), "bias"),
         dtype=draw(st.sampled_from(TYPES), "dtype"),
     )
-    check(case, error_of)
+    check(case)
 
 
 def test_dilation_larger_than_the_map(instruction_set, error_of):
@@ -218,7 +223,7 @@ def test_strided_arguments(instruction_set):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_what_is_not_wanted_or_absent(instruction_set, error_of):
+def test_what_is_not_wanted_or_absent(instruction_set):
     case = Case(1, 5, 9, 3, 4, 7)
     tensors = case.tensors()
     local, before = torch.ops.elsa.hadamard_forward(
@@ -226,7 +231,7 @@ def test_what_is_not_wanted_or_absent(instruction_set, error_of):
     )
     assert before.shape == (0,)
     assert torch.equal(local, run(case, tensors)["local"])
-    check(case, error_of, grad_rest=None)
+    check(case, grad_rest=None)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ ELSA_INLINE auto with_kernel(const HadamardGeometry& g, F&& f) {
 
 template <class T>
 int64_t hadamard_chunk(const HadamardGeometry& g) {
-  return fits_lanes<T>(g) ? int64_t{kLanes<float>} : Planes<T>::chunk(g);
+  return fits_lanes<T>(g) ? int64_t{kTogether<T> * kLanes<float>} : Planes<T>::chunk(g);
 }
 
 template <class T>
@@ -46,7 +46,7 @@ int64_t hadamard_backward_scratch(const HadamardGeometry& g) {
 template <class T>
 int64_t hadamard_partial_bytes(const HadamardGeometry& g) {
   return with_kernel<T>(g, [&](auto K) -> int64_t {
-    if constexpr (K() > 0) return lanes_sums<K()>(g) * int64_t{sizeof(float)};
+    if constexpr (K() > 0) return kTogether<T> * lanes_sums<K()>(g) * int64_t{sizeof(float)};
     else return Planes<T>(g).sum_elements() * int64_t{sizeof(Accumulate<T>)};
   });
 }

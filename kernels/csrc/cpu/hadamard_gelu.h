@@ -1,8 +1,8 @@
 // GELU(z) = z Φ(z), and its slope Φ(z) + z φ(z), with the normal distribution Φ itself and not an approximation by tanh.
 //
-// In float both are a correction in |z| to what they are far from zero: GELU(z) = max(z, 0) + r(|z|), slope = 1 + s(|z|)
-// for z ≥ 0 and -s(|z|) below. r and s are piecewise cubic over 32 segments, with an error below 1e-6; the tables are
-// computed by the compiler. In double, which is there to check gradients, the C library computes them.
+// In float both are a correction in |z| to what they are far from zero: GELU(z) = max(z, 0) - |z| (1 - Φ(|z|)), and the
+// slope is 1 + s(|z|) for z ≥ 0 and -s(|z|) below. 1 - Φ and s are piecewise cubic over 32 segments, with an error below
+// 1e-6; the tables are computed by the compiler. In double, which is there to check gradients, the C library computes them.
 #pragma once
 
 #include "transpose.h"
@@ -33,20 +33,20 @@ constexpr double above_half(double a) {
 constexpr double tail(double a) { return 0.5 - above_half(a); }  // 1 - Φ(a)
 
 constexpr double kEnd = 5.5;  // beyond it both corrections are below 6e-7
-struct Value {
-  static constexpr double at(double a) { return -a * tail(a); }
+struct Tail {
+  static constexpr double at(double a) { return kEnd / kSegments * tail(a); }  // to be multiplied with segments
 };
 struct Slope {
   static constexpr double at(double a) { return a * density(a) - tail(a); }
 };
 
-// The cubics through four Chebyshev points of each segment, in powers of the position within it; through zero at zero.
+// The cubics through four Chebyshev points of each segment, in powers of the position within it.
 template <class Function>
 constexpr Cubics cubics() {
   Cubics table{};
   for (int segment = 0; segment < kSegments; ++segment) {
-    double x[4] = {0.03806023374435663, 0.30865828381745514, 0.69134171618254486, 0.96193976625564337}, d[4];
-    if (segment == 0) x[0] = 0;
+    const double x[4] = {0.03806023374435663, 0.30865828381745514, 0.69134171618254486, 0.96193976625564337};
+    double d[4];
     for (int i = 0; i < 4; ++i) d[i] = Function::at((segment + x[i]) * kEnd / kSegments);
     for (int order = 1; order < 4; ++order)
       for (int i = 3; i >= order; --i) d[i] = (d[i] - d[i - 1]) / (x[i] - x[i - order]);
@@ -76,24 +76,30 @@ ELSA_INLINE Four look_up(const Cubics& table, Int32 segment) {
 #endif
 }
 
-// The function of |z|; zero beyond its last segment, NaN for NaN.
-template <class Function>
-ELSA_INLINE Vec<float> correction(Vec<float> z) {
+// |z| in segments; zero beyond the last of them, NaN for NaN.
+ELSA_INLINE Vec<float> segments(Vec<float> z) {
   const Vec<float> magnitude = bit_cast<Vec<float>>(bit_cast<Bits32>(z) & 0x7fffffffu);
   const Vec<float> scaled = magnitude * static_cast<float>(kSegments / kEnd);
-  const Vec<float> inside = scaled >= float(kSegments) ? Vec<float>{} : scaled;
-  const Int32 segment = __builtin_convertvector(inside, Int32);
-  const Vec<float> x = inside - __builtin_convertvector(segment, Vec<float>);
-  const Four c = look_up(kCubics<Function>, segment);
-  const Vec<float> cubic = ((c.vectors[3] * x + c.vectors[2]) * x + c.vectors[1]) * x + c.vectors[0];
-  return scaled >= float(kSegments) ? Vec<float>{} : cubic;
+  return scaled >= float(kSegments) ? Vec<float>{} : scaled;
 }
 
-ELSA_INLINE Vec<float> gelu(Vec<float> z) { return (z > 0.0f ? z : Vec<float>{}) + correction<Value>(z); }
+template <class Function>
+ELSA_INLINE Vec<float> cubic_at(Vec<float> segments) {
+  const Int32 segment = __builtin_convertvector(segments, Int32);
+  const Vec<float> x = segments - __builtin_convertvector(segment, Vec<float>);
+  const Four c = look_up(kCubics<Function>, segment);
+  return ((c.vectors[3] * x + c.vectors[2]) * x + c.vectors[1]) * x + c.vectors[0];
+}
+
+ELSA_INLINE Vec<float> gelu(Vec<float> z) {
+  const Vec<float> s = segments(z);
+  return (z > 0.0f ? z : Vec<float>{}) - s * cubic_at<Tail>(s);
+}
 
 ELSA_INLINE Vec<float> gelu_slope(Vec<float> z) {
-  const Vec<float> s = correction<Slope>(z);
-  return z < 0.0f ? -s : 1.0f + s;
+  const Vec<float> s = segments(z), within = cubic_at<Slope>(s);
+  const Vec<float> correction = s == 0.0f && z != 0.0f ? Vec<float>{} : within;  // beyond the last segment
+  return z < 0.0f ? -correction : 1.0f + correction;
 }
 
 ELSA_INLINE Vec<double> gelu(Vec<double> z) {

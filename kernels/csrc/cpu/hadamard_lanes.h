@@ -62,7 +62,10 @@ struct Ring {
   Factor<T>* rows;
   int64_t stride;
 
+  Ring() = default;
+  Ring(void* memory, int64_t columns) : rows(static_cast<Factor<T>*>(memory)), stride(stride_for(columns)) {}
   static int64_t stride_for(int64_t columns) { return ((columns + kRun - 1) / kRun * kRun + K - 1) * N; }
+  static int64_t bytes(int64_t columns) { return K * stride_for(columns) * int64_t{sizeof(Factor<T>)}; }
   ELSA_INLINE Factor<T>* row(int64_t y) const { return rows + (y + K) % K * stride; }
   // The zeros around a row; the right ones fill up the last run.
   ELSA_INLINE void pad(Factor<T>* row, int64_t columns) const {
@@ -193,6 +196,7 @@ struct Product {
   static constexpr int N = kLanes<float>;
   float* row;
 
+  Product() = default;
   Product(void* memory, int64_t) : row(static_cast<float*>(memory)) {}
   static int64_t bytes(int64_t columns) { return columns * N * int64_t{sizeof(float)}; }
   ELSA_INLINE void set(int64_t x, Vec<float> value) const { store(row + x * N, value); }
@@ -237,7 +241,32 @@ ELSA_INLINE void prefetch_chunk(const T* first) {
   if ((address ^ last) >= 64) __builtin_prefetch(reinterpret_cast<const void*>(last), Write, 3);
 }
 
-// Calls f(partial, count) for the channels of a chunk: whole vectors have their own code.
+// Chunks of lanes that share cache lines take turns row by row, so that no line is fetched twice.
+template <class T>
+constexpr int kTogether = 64 / (kLanes<float> * static_cast<int>(sizeof(T)));
+
+// Calls f(chunk) for the chunks of lanes that one unit's chunk of channels consists of.
+template <class T, class F>
+ELSA_INLINE void for_lanes(const HadamardGeometry& g, int64_t chunk, F&& f) {
+  for (int64_t c = chunk * kTogether<T>; c < (chunk + 1) * kTogether<T> && c * kLanes<float> < g.channels; ++c) f(c);
+}
+
+// The rows of a slot for several chunks of lanes: what a row needs is filled in, then it is computed.
+template <int K, class Chunk>
+ELSA_INLINE void walk_rows(const HadamardGeometry& g, int64_t slot, const Chunk* chunks, int count) {
+  constexpr int64_t R = K / 2;
+  for_pieces(g, slot, [&](const Image& image, int64_t first_row, int64_t last_row) ELSA_LAMBDA {
+    for (int64_t y = first_row < R ? 0 : first_row - R; y < first_row + R && y < image.rows; ++y)
+      for (int c = 0; c < count; ++c) chunks[c].fill(image, y);
+    for (int64_t y = first_row; y < last_row; ++y)
+      for (int c = 0; c < count; ++c) {
+        if (y + R < image.rows) chunks[c].fill(image, y + R);
+        chunks[c].compute(image, y);
+      }
+  });
+}
+
+// Calls f(partial, count) for the channels of a chunk of lanes: whole vectors have their own code.
 template <class F>
 ELSA_INLINE void for_channels(const HadamardGeometry& g, int64_t chunk, F&& f) {
   const int64_t left = g.channels - chunk * kLanes<float>;

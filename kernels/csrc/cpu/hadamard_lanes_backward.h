@@ -16,45 +16,50 @@ ELSA_INLINE int64_t lanes_sums(const HadamardGeometry& g) {
   return (g.group_width * K * K + 1) * kLanes<float>;
 }
 
-template <class T, int K, bool Partial>
+// One chunk of lanes.
+template <class T, int K>
 struct LanesBackward {
   static constexpr int N = kLanes<float>, R = K / 2;
-  const HadamardBackward& arguments;
+  const HadamardBackward* arguments;
   const Factor<T>* weights;  // mirrored
   Ring<T, K> ring;           // the gradient of `before`, its center the current row
   Product<T, K> product;     // of the current row
+  int64_t chunk;
   float* sums;
-  int64_t chunk, count;
 
-  ELSA_INLINE const HadamardGeometry& g() const { return arguments.geometry; }
-  ELSA_INLINE int64_t first_channel() const { return chunk * N; }
-
-  void run(int64_t slot) {
-    for_pieces(g(), slot, [&](const Image& image, int64_t first_row, int64_t last_row) ELSA_LAMBDA {
-      for (int64_t y = first_row < R ? 0 : first_row - R; y < first_row + R && y < image.rows; ++y) fill(image, y);
-      for (int64_t y = first_row; y < last_row; ++y) {
-        if (y + R < image.rows) fill(image, y + R);
-        for (int64_t x = 0; x < image.columns; x += kRun) block(image, y, x);
-        add_weights(image, y);
-        copy_rest<T>(arguments, image, y, chunk);
-      }
-    });
+  static int64_t scratch(const HadamardGeometry& g) {
+    return Packed<T, K>::bytes(g.group_width) + Ring<T, K>::bytes(g.width) + Product<T, K>::bytes(g.width);
   }
+  ELSA_INLINE const HadamardGeometry& g() const { return arguments->geometry; }
+  ELSA_INLINE int64_t first_channel() const { return chunk * N; }
 
   void fill(const Image& image, int64_t y) const {
     Factor<T>* row = ring.row(y);
     ring.pad(row, image.columns);
     const int64_t at = (image.origin + y * image.row_step) * g().channels + first_channel();
     const int64_t step = image.column_step * g().channels;
-    const T* gradient = static_cast<const T*>(arguments.grad_local) + at;
-    const T* before = static_cast<const T*>(arguments.before) + at;
-    for (int64_t x = 0; x < image.columns; ++x, gradient += step, before += step)
-      store(row + (R + x) * N,
-            load_channels<T, Partial>(gradient, count) * gelu_slope(load_channels<T, Partial>(before, count)));
+    const T* gradient = static_cast<const T*>(arguments->grad_local) + at;
+    const T* before = static_cast<const T*>(arguments->before) + at;
+    for_channels(g(), chunk, [&](auto partial, int64_t count) ELSA_LAMBDA {
+      for (int64_t x = 0; x < image.columns; ++x, gradient += step, before += step) {
+        const Vec<float> slope = gelu_slope(load_channels<T, partial()>(before, count));
+        store(row + (R + x) * N, load_channels<T, partial()>(gradient, count) * slope);
+      }
+    });
   }
 
+  void compute(const Image& image, int64_t y) const {
+    for_channels(g(), chunk, [&](auto partial, int64_t count) ELSA_LAMBDA {
+      for (int64_t x = 0; x < image.columns; x += kRun) block<partial()>(image, y, x, count);
+    });
+    add_weights(image, y);
+    if (chunk % kTogether<T> == 0) copy_rest<T>(*arguments, image, y, chunk / kTogether<T>);
+  }
+
+ private:
   // The gradient of the product, from which those of its factors follow.
-  void block(const Image& image, int64_t y, int64_t x) const {
+  template <bool Partial>
+  ELSA_INLINE void block(const Image& image, int64_t y, int64_t x, int64_t count) const {
     const int64_t first = y < R ? R - y : 0, last = image.rows - y + R < K ? image.rows - y + R : K;
     Vec<float> acc[kRun] = {};
     convolve<K>(acc, weights, g().group_width, first, last, [&](int64_t j) ELSA_LAMBDA {
@@ -63,9 +68,9 @@ struct LanesBackward {
     });
     const int64_t stop = image.columns - x, step = image.column_step * g().packed;
     const int64_t at = (image.origin + y * image.row_step + x * image.column_step) * g().packed + first_channel();
-    const T* query = static_cast<const T*>(arguments.packed) + at;
-    T* gradient = static_cast<T*>(arguments.grad_packed) + at;
-    const float scale = static_cast<float>(arguments.scale);
+    const T* query = static_cast<const T*>(arguments->packed) + at;
+    T* gradient = static_cast<T*>(arguments->grad_packed) + at;
+    const float scale = static_cast<float>(arguments->scale);
     unroll<kRun>([&](auto p) ELSA_LAMBDA {
       if (p < stop) {
         const Vec<float> q = load_channels<T, Partial>(query + p * step, count);
@@ -94,59 +99,64 @@ struct LanesBackward {
     const int64_t position = image.origin + y * image.row_step + x * image.column_step;
     const int64_t query = position * g().packed + first_channel();
     const int64_t out = (position + R * image.row_step) * g().channels + first_channel();
-    prefetch_chunk<0>(static_cast<const T*>(arguments.packed) + query);
-    prefetch_chunk<0>(static_cast<const T*>(arguments.packed) + query + g().channels);
-    prefetch_chunk<1>(static_cast<const T*>(arguments.grad_packed) + query);
-    prefetch_chunk<1>(static_cast<const T*>(arguments.grad_packed) + query + g().channels);
-    prefetch_chunk<0>(static_cast<const T*>(arguments.grad_local) + out);
-    prefetch_chunk<0>(static_cast<const T*>(arguments.before) + out);
+    prefetch_chunk<0>(static_cast<const T*>(arguments->packed) + query);
+    prefetch_chunk<0>(static_cast<const T*>(arguments->packed) + query + g().channels);
+    prefetch_chunk<1>(static_cast<const T*>(arguments->grad_packed) + query);
+    prefetch_chunk<1>(static_cast<const T*>(arguments->grad_packed) + query + g().channels);
+    prefetch_chunk<0>(static_cast<const T*>(arguments->grad_local) + out);
+    prefetch_chunk<0>(static_cast<const T*>(arguments->before) + out);
   }
 };
 
 template <class T, int K>
 int64_t lanes_backward_scratch(const HadamardGeometry& g) {
-  return Packed<T, K>::bytes(g.group_width) + K * Ring<T, K>::stride_for(g.width) * int64_t{sizeof(Factor<T>)} +
-         Product<T, K>::bytes(g.width);
+  return kTogether<T> * LanesBackward<T, K>::scratch(g);
 }
 
 template <class T, int K>
 void lanes_backward(const HadamardBackward& arguments, int64_t first, int64_t last, void* scratch) {
   const HadamardGeometry& g = arguments.geometry;
-  Factor<T>* weights = static_cast<Factor<T>*>(scratch);
-  void* after = static_cast<char*>(scratch) + Packed<T, K>::bytes(g.group_width);
-  const Ring<T, K> ring{static_cast<Factor<T>*>(after), Ring<T, K>::stride_for(g.width)};
-  const Product<T, K> product(ring.rows + K * ring.stride, g.width);
   int64_t packed = -1;
+  LanesBackward<T, K> chunks[kTogether<T>];
+  int count = 0;
   for (int64_t unit = first; unit < last; ++unit) {
-    const int64_t chunk = unit / g.slots;
-    if (chunk != packed)
-      Packed<T, K>{g, packed = chunk}.template pack<true>(static_cast<const T*>(arguments.weight), weights);
-    float* sums = static_cast<float*>(arguments.partial) + unit * lanes_sums<K>(g);
-    __builtin_memset(sums, 0, static_cast<size_t>(lanes_sums<K>(g)) * sizeof(float));
-    for_channels(g, chunk, [&](auto partial, int64_t count) ELSA_LAMBDA {
-      LanesBackward<T, K, partial()>{arguments, weights, ring, product, sums, chunk, count}.run(
-          unit % g.slots);
-    });
+    if (unit / g.slots != packed) {
+      packed = unit / g.slots, count = 0;
+      for_lanes<T>(g, packed, [&](int64_t chunk) ELSA_LAMBDA {
+        char* memory = static_cast<char*>(scratch) + count * LanesBackward<T, K>::scratch(g);
+        Factor<T>* weights = reinterpret_cast<Factor<T>*>(memory);
+        Packed<T, K>{g, chunk}.template pack<true>(static_cast<const T*>(arguments.weight), weights);
+        memory += Packed<T, K>::bytes(g.group_width);
+        const Product<T, K> product(memory + Ring<T, K>::bytes(g.width), g.width);
+        chunks[count++] = {&arguments, weights, {memory, g.width}, product, chunk, nullptr};
+      });
+    }
+    float* sums = static_cast<float*>(arguments.partial) + unit * kTogether<T> * lanes_sums<K>(g);
+    __builtin_memset(sums, 0, static_cast<size_t>(kTogether<T> * lanes_sums<K>(g)) * sizeof(float));
+    for (int c = 0; c < count; ++c) chunks[c].sums = sums + c * lanes_sums<K>(g);
+    for (int c = 0; c < count; ++c) walk_rows<K>(g, unit % g.slots, chunks + c, 1);
   }
 }
 
 template <class T, int K>
 void lanes_reduce(const HadamardBackward& arguments, int64_t first, int64_t last) {
   const HadamardGeometry& g = arguments.geometry;
-  const int64_t elements = lanes_sums<K>(g);
-  for (int64_t chunk = first; chunk < last; ++chunk) {
-    const float* sums = static_cast<const float*>(arguments.partial) + chunk * g.slots * elements;
-    const auto total = [&](int64_t offset) ELSA_LAMBDA {
-      Vec<float> sum{};
-      for (int64_t slot = 0; slot < g.slots; ++slot) sum += load(sums + slot * elements + offset);
-      return sum;
-    };
-    Packed<T, K>{g, chunk}.unpack(total, static_cast<T*>(arguments.grad_weight));
-    for_channels(g, chunk, [&](auto partial, int64_t count) ELSA_LAMBDA {
-      store_channels<T, partial()>(static_cast<T*>(arguments.grad_bias) + chunk * kLanes<float>,
-                                   total(elements - kLanes<float>), count);
+  const int64_t elements = lanes_sums<K>(g), step = kTogether<T> * elements;
+  for (int64_t unit_chunk = first; unit_chunk < last; ++unit_chunk)
+    for_lanes<T>(g, unit_chunk, [&](int64_t chunk) {
+      const float* sums = static_cast<const float*>(arguments.partial) + unit_chunk * g.slots * step +
+                          chunk % kTogether<T> * elements;
+      const auto total = [&](int64_t offset) ELSA_LAMBDA {
+        Vec<float> sum{};
+        for (int64_t slot = 0; slot < g.slots; ++slot) sum += load(sums + slot * step + offset);
+        return sum;
+      };
+      Packed<T, K>{g, chunk}.unpack(total, static_cast<T*>(arguments.grad_weight));
+      for_channels(g, chunk, [&](auto partial, int64_t count) ELSA_LAMBDA {
+        store_channels<T, partial()>(static_cast<T*>(arguments.grad_bias) + chunk * kLanes<float>,
+                                     total(elements - kLanes<float>), count);
+      });
     });
-  }
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// local = GELU(conv(query · key · scale) + bias) for one chunk of channels, in lanes.
+// local = GELU(conv(query · key · scale) + bias) in lanes.
 #pragma once
 
 #include "hadamard_lanes.h"
@@ -9,50 +9,58 @@
 namespace elsa::cpu::ELSA_ISA {
 namespace {
 
-template <class T, int K, bool Partial>
+// One chunk of lanes.
+template <class T, int K>
 struct LanesForward {
   static constexpr int N = kLanes<float>, R = K / 2;
-  const HadamardForward& arguments;
+  const HadamardForward* arguments;
   const Factor<T>* weights;
   Ring<T, K> ring;
-  int64_t first_channel, count;
-  Vec<float> bias;
+  int64_t chunk;
 
-  ELSA_INLINE const HadamardGeometry& g() const { return arguments.geometry; }
-
-  void run(int64_t slot) {
-    for_pieces(g(), slot, [&](const Image& image, int64_t first_row, int64_t last_row) ELSA_LAMBDA {
-      for (int64_t y = first_row < R ? 0 : first_row - R; y < first_row + R && y < image.rows; ++y) fill(image, y);
-      for (int64_t y = first_row; y < last_row; ++y) {
-        if (y + R < image.rows) fill(image, y + R);
-        for (int64_t x = 0; x < image.columns; x += kRun) block(image, y, x);
-      }
-    });
+  static int64_t scratch(const HadamardGeometry& g) {
+    return Packed<T, K>::bytes(g.group_width) + Ring<T, K>::bytes(g.width);
   }
+  ELSA_INLINE const HadamardGeometry& g() const { return arguments->geometry; }
+  ELSA_INLINE int64_t first_channel() const { return chunk * N; }
 
   void fill(const Image& image, int64_t y) const {
     Factor<T>* row = ring.row(y);
     ring.pad(row, image.columns);
     const int64_t step = image.column_step * g().packed;
-    const T* query = static_cast<const T*>(arguments.packed) + (image.origin + y * image.row_step) * g().packed + first_channel;
-    const float scale = static_cast<float>(arguments.scale);
-    for (int64_t x = 0; x < image.columns; ++x, query += step)
-      store(row + (R + x) * N,
-            load_channels<T, Partial>(query, count) * load_channels<T, Partial>(query + g().channels, count) * scale);
+    const T* query = static_cast<const T*>(arguments->packed) + (image.origin + y * image.row_step) * g().packed +
+                     first_channel();
+    const float scale = static_cast<float>(arguments->scale);
+    for_channels(g(), chunk, [&](auto partial, int64_t count) ELSA_LAMBDA {
+      for (int64_t x = 0; x < image.columns; ++x, query += step) {
+        const Vec<float> q = load_channels<T, partial()>(query, count);
+        store(row + (R + x) * N, q * load_channels<T, partial()>(query + g().channels, count) * scale);
+      }
+    });
   }
 
-  void block(const Image& image, int64_t y, int64_t x) const {
+  void compute(const Image& image, int64_t y) const {
+    for_channels(g(), chunk, [&](auto partial, int64_t count) ELSA_LAMBDA {
+      for (int64_t x = 0; x < image.columns; x += kRun) block<partial()>(image, y, x, count);
+    });
+  }
+
+ private:
+  template <bool Partial>
+  ELSA_INLINE void block(const Image& image, int64_t y, int64_t x, int64_t count) const {
     const int64_t first = y < R ? R - y : 0, last = image.rows - y + R < K ? image.rows - y + R : K;
+    const T* bias = static_cast<const T*>(arguments->bias);
+    const Vec<float> start = bias ? load_channels<T, Partial>(bias + first_channel(), count) : Vec<float>{};
     Vec<float> acc[kRun];
-    unroll<kRun>([&](auto p) ELSA_LAMBDA { acc[p] = bias; });
+    unroll<kRun>([&](auto p) ELSA_LAMBDA { acc[p] = start; });
     convolve<K>(acc, weights, g().group_width, first, last, [&](int64_t j) ELSA_LAMBDA {
       for (int64_t p = j * kRun / K; p < (j + 1) * kRun / K; ++p) prefetch(image, y + 1, x + p);
       return ring.row(y + j - R) + x * N;
     });
     const int64_t stop = image.columns - x, step = image.column_step * g().channels;
-    const int64_t at = (image.origin + y * image.row_step + x * image.column_step) * g().channels + first_channel;
-    T* local = static_cast<T*>(arguments.local) + at;
-    if (T* before = static_cast<T*>(arguments.before)) {
+    const int64_t at = (image.origin + y * image.row_step + x * image.column_step) * g().channels + first_channel();
+    T* local = static_cast<T*>(arguments->local) + at;
+    if (T* before = static_cast<T*>(arguments->before)) {
       before += at;
       unroll<kRun>([&](auto p) ELSA_LAMBDA {
         if (p < stop) store_channels<T, Partial>(before + p * step, acc[p], count);
@@ -66,38 +74,37 @@ struct LanesForward {
   // What the same block of the next row will read first and write, spread over the rows of taps.
   ELSA_INLINE void prefetch(const Image& image, int64_t y, int64_t x) const {
     const int64_t position = image.origin + y * image.row_step + x * image.column_step;
-    const int64_t query = (position + R * image.row_step) * g().packed + first_channel;
-    const int64_t out = position * g().channels + first_channel;
-    prefetch_chunk<0>(static_cast<const T*>(arguments.packed) + query);
-    prefetch_chunk<0>(static_cast<const T*>(arguments.packed) + query + g().channels);
-    prefetch_chunk<1>(static_cast<const T*>(arguments.local) + out);
-    if (arguments.before) prefetch_chunk<1>(static_cast<const T*>(arguments.before) + out);
+    const int64_t query = (position + R * image.row_step) * g().packed + first_channel();
+    const int64_t out = position * g().channels + first_channel();
+    prefetch_chunk<0>(static_cast<const T*>(arguments->packed) + query);
+    prefetch_chunk<0>(static_cast<const T*>(arguments->packed) + query + g().channels);
+    prefetch_chunk<1>(static_cast<const T*>(arguments->local) + out);
+    if (arguments->before) prefetch_chunk<1>(static_cast<const T*>(arguments->before) + out);
   }
 };
 
 template <class T, int K>
 int64_t lanes_forward_scratch(const HadamardGeometry& g) {
-  return Packed<T, K>::bytes(g.group_width) + K * Ring<T, K>::stride_for(g.width) * int64_t{sizeof(Factor<T>)};
+  return kTogether<T> * LanesForward<T, K>::scratch(g);
 }
 
 template <class T, int K>
 void lanes_forward(const HadamardForward& arguments, int64_t first, int64_t last, void* scratch) {
   const HadamardGeometry& g = arguments.geometry;
-  Factor<T>* weights = static_cast<Factor<T>*>(scratch);
-  void* after = static_cast<char*>(scratch) + Packed<T, K>::bytes(g.group_width);
-  const Ring<T, K> ring{static_cast<Factor<T>*>(after), Ring<T, K>::stride_for(g.width)};
   int64_t packed = -1;
+  LanesForward<T, K> chunks[kTogether<T>];
+  int count = 0;
   for (int64_t unit = first; unit < last; ++unit) {
-    const int64_t chunk = unit / g.slots;
-    if (chunk != packed)
-      Packed<T, K>{g, packed = chunk}.template pack<false>(static_cast<const T*>(arguments.weight), weights);
-    for_channels(g, chunk, [&](auto partial, int64_t count) ELSA_LAMBDA {
-      const int64_t channel = chunk * kLanes<float>;
-      const Vec<float> bias =
-          arguments.bias ? load_channels<T, partial()>(static_cast<const T*>(arguments.bias) + channel, count) : Vec<float>{};
-      LanesForward<T, K, partial()>{arguments, weights, ring, channel, count, bias}.run(
-          unit % g.slots);
-    });
+    if (unit / g.slots != packed) {
+      packed = unit / g.slots, count = 0;
+      for_lanes<T>(g, packed, [&](int64_t chunk) ELSA_LAMBDA {
+        char* memory = static_cast<char*>(scratch) + count * LanesForward<T, K>::scratch(g);
+        Factor<T>* weights = reinterpret_cast<Factor<T>*>(memory);
+        Packed<T, K>{g, chunk}.template pack<false>(static_cast<const T*>(arguments.weight), weights);
+        chunks[count++] = {&arguments, weights, {memory + Packed<T, K>::bytes(g.group_width), g.width}, chunk};
+      });
+    }
+    walk_rows<K>(g, unit % g.slots, chunks, count);
   }
 }
 

@@ -80,6 +80,7 @@ struct Product<BFloat, K> {
 
   static int64_t steps(int64_t columns) { return (columns + K) / 2; }
   static int64_t bytes(int64_t columns) { return (5 * steps(columns) + 1 + R) * 64; }
+  Product() = default;
   Product(void* memory, int64_t columns)
       : row(static_cast<float*>(memory)),
         products(reinterpret_cast<Pairs*>(row + (steps(columns) * 2 + 1) * N)),
