@@ -168,10 +168,11 @@ def test_the_second_half_of_a_block(ours, x, fused, drop_path, training):
         torch.manual_seed(3)
         return formula(*inputs)
 
-    expected = seeded(lambda: x + drop_path(theirs(ours)(norm(x))))
+    twin = theirs(ours)
+    expected = seeded(lambda: x + drop_path(twin(norm(x))))
     torch.testing.assert_close(seeded(add_mlp, x, norm, ours, drop_path), expected)
     assert len(fused) == 1
-    torch.testing.assert_close(seeded(add_mlp, x, norm, theirs(ours), drop_path), expected)
+    torch.testing.assert_close(seeded(add_mlp, x, norm, twin, drop_path), expected)
     ran = []
     drop_path.register_forward_hook(lambda *inputs: ran.append(1))
     torch.testing.assert_close(seeded(add_mlp, x, norm, ours, drop_path), expected)
