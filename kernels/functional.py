@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import library
+from .linear import linear_info
 from .reference import elsa_attention_reference, hadamard_convolution_reference
 
 BACKENDS = ("auto", "reference", "cpu", "cuda")
@@ -104,7 +105,10 @@ def hadamard_convolution(
 
 
 def backend_info() -> dict[str, Any]:
-    """Which backends can run here, and for the others the reason why not: ``{name: "available" | reason}``."""
+    """Which backends can run here, and for the others the reason why not: ``{name: "available" | reason}``.
+
+    Also the instruction set of the CPU kernels, and by whose product linear layers are computed (``linear``).
+    """
     info = {"reference": "available"}
     for name, obstacle in library.OBSTACLES.items():
         info[name] = obstacle or "available"
@@ -115,6 +119,7 @@ def backend_info() -> dict[str, Any]:
             info["cpu_instruction_set"] = library.cpu_instruction_set()
         except RuntimeError as error:  # ELSA_CPU_ISA names one that this processor does not have
             info["cpu"] = str(error)
+    info["linear"] = linear_info()
     return info
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from elsa.kernels import backend_info, elsa_attention, library
+from elsa.kernels import backend_info, elsa_attention, library, linear_info
 
 SIZES = {"num_heads": 2, "kernel_size": 3}
 
@@ -35,7 +35,8 @@ def test_without_compiled_kernels(monkeypatch, error_of):
     expected = elsa_attention(*arguments, **SIZES, backend="reference")
     without(monkeypatch)
     assert torch.equal(elsa_attention(*arguments, **SIZES), expected)
-    assert backend_info() == {"reference": "available", "cpu": "no compiler", "cuda": "no compiler"}
+    backends = {"reference": "available", "cpu": "no compiler", "cuda": "no compiler"}
+    assert backend_info() == backends | {"linear": linear_info()}
     for backend in ("cpu", "cuda"):
         with pytest.raises(RuntimeError, match=f"backend '{backend}' cannot run: no compiler"):
             elsa_attention(*arguments, **SIZES, backend=backend)
