@@ -57,6 +57,13 @@ def cpu_seconds(call: Call) -> float:
     return time.perf_counter() - start
 
 
+def processor_seconds(call: Call) -> float:
+    """Of one thread: other programs do not count."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
 def gpu_seconds(call: Call) -> float:
     """Per call of a burst on the current device, whose work queues up behind the first event."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -199,7 +206,8 @@ def measure(
             notes.append(f"{name} cannot run: {str(error).strip().splitlines()[0][:100]}")
     calls["gemm"], products = matrix_product(dtype, settings.device)
     calls["copy"], moved = copy(settings.device)
-    times = shortest(calls, settings.seconds, gpu_seconds if settings.device.type == "cuda" else cpu_seconds)
+    clocks = {None: gpu_seconds, 1: processor_seconds}
+    times = shortest(calls, settings.seconds, clocks.get(threads, cpu_seconds))
 
     row = {**asdict(shape), "batch": batch, "dtype": dtype_name, "threads": threads, "notes": notes}
     row |= {"backend": settings.backend, "pass": PASSES[which]}

@@ -81,15 +81,18 @@ def draw(rows: list[dict], path: Path) -> None:
     shares = [row["times_depthwise"] or 1 / (row["faster_than_pytorch"] or float("inf")) for row in rows]
     relative = all(shares)
     figure, axes = pyplot.subplots(figsize=(9, 1 + 0.28 * len(rows)), layout="constrained")
-    labels = [f"{r['name']}  {r['pass']}  {r['dtype']}  {r['batch']}" + f"  {r['threads']} thr" * bool(r["threads"])
-              for r in rows]  # fmt: skip
+    labels = [f"{r['name']}  {r['pass']}  {r['dtype']}  batch {r['batch']}  {_threads(r)}" for r in rows]
     values = shares if relative else [r["milliseconds"]["elsa"] for r in rows]
     colours = ["#4477aa" if r["pass"] == "forward" else "#cc6677" for r in rows]
     axes.barh(labels[::-1], values[::-1], color=colours[::-1])
     if relative:
         axes.axvline(1, color="black", linewidth=0.8)
-    beside = "PyTorch's depthwise convolution (of H.: PyTorch's product, convolution and GELU)"
+    beside = "PyTorch's depthwise convolution\n(H.: its product, grouped convolution and GELU)"
     axes.set_xlabel(f"time relative to {beside}" if relative else "milliseconds")
     axes.set_title(f"ELSA's operators, {rows[0]['backend']}")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def _threads(row: dict) -> str:
+    return f"{row['threads']} thr" if row["threads"] else "GPU"

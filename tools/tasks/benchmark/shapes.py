@@ -92,4 +92,4 @@ GROUPS: dict[str, list[Shape] | list[HadamardShape]] = {
     "hadamard_volo_224": [HadamardShape("H. VOLO-D1", 28, 28, 128, 8, 192, 5)],
     "scaling": [Shape(f"{size}²", size, size, 96, 3) for size in (56, 112, 224, 448)],
 }
-DEFAULT_GROUPS = ("swin_t_224", "volo_224", "plain")
+DEFAULT_GROUPS = ("swin_t_224", "volo_224", "plain", "hadamard_t_224", "hadamard_volo_224")
