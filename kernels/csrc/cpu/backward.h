@@ -67,7 +67,7 @@ struct Backward {
     return below < taps().kernel() ? below : taps().kernel();
   }
 
-  void run(int64_t slot) const {
+  ELSA_INLINE void run(int64_t slot) const {
     const Geometry& g = geometry();
     for_pieces(g, slot, [&](const Image& dense, int64_t first_row, int64_t last_row) ELSA_LAMBDA {
       const Placed image = placed(g, dense);
@@ -78,11 +78,11 @@ struct Backward {
         for (; ready < image.rows && ready <= y + reach; ++ready) softmax(image, ready);
         for (int64_t x = 0; x < image.columns; x += P) {
           value_block(image, y, x, image.columns - x < P ? image.columns - x : P);
-          for (int64_t p = 0; p < P; ++p) prefetch_output(image, y, x + p);
+          prefetch_output(image, y, x);
         }
         for (int64_t x = 0; x < image.columns; x += P) {
           logits_block(image, y, x, image.columns - x < P ? image.columns - x : P);
-          for (int64_t p = 0; p < P; ++p) prefetch_next_row(image, y, x + p);
+          prefetch_next_row(image, y, x);
         }
         if constexpr (Mul || Add) ghost_row(image, y);
       }
@@ -98,24 +98,28 @@ struct Backward {
     softmax_strip<T, K * K>(logits, step, weights, image.columns, taps().count());
   }
 
-  // The logits' gradients that are written next.
+  // The logits' gradients of a block that are written next.
   ELSA_INLINE void prefetch_output(const Placed& image, int64_t y, int64_t x) const {
+    const int64_t logits = taps().count(), step = geometry().heads * logits;
     const int64_t position = image.origin + y * image.row_step + x * image.column_step;
-    const int64_t first = (position * geometry().heads + head) * taps().count();
-    prefetch_lines<1>(static_cast<const T*>(arguments.grad_logits), first, taps().count());
+    prefetch_block<1>(arguments.grad_logits, position * step + head * logits, image.column_step * step, logits);
   }
 
-  // What the same position of the next row reads first and writes.
+  // What the same block of the next row reads first and writes.
   ELSA_INLINE void prefetch_next_row(const Placed& image, int64_t y, int64_t x) const {
     const Geometry& g = geometry();
     const int64_t next = image.origin + (y + 1) * image.row_step + x * image.column_step;
     const int64_t below = next + taps().reach() * image.row_step, channel = head * g.head_dim;
-    const int64_t logits = (below * g.heads + head) * taps().count();
-    prefetch_lines<0>(static_cast<const T*>(arguments.logits), logits, taps().count());
     const int64_t value = image.value_origin + (y + 1 + taps().reach()) * image.value_row + x * image.value_column;
-    prefetch_lines<0>(static_cast<const T*>(arguments.value), value + channel, g.head_dim);
-    prefetch_lines<0>(static_cast<const T*>(arguments.grad_out), below * g.channels + channel, g.head_dim);
-    prefetch_lines<1>(static_cast<const T*>(arguments.grad_value), next * g.channels + channel, g.head_dim);
+    const int64_t logits = taps().count(), step = g.heads * logits, columns = image.column_step;
+    prefetch_block<0>(arguments.logits, below * step + head * logits, columns * step, logits);
+    prefetch_block<0>(arguments.value, value + channel, image.value_column, g.head_dim);
+    prefetch_block<0>(arguments.grad_out, below * g.channels + channel, columns * g.channels, g.head_dim);
+    prefetch_block<1>(arguments.grad_value, next * g.channels + channel, columns * g.channels, g.head_dim);
+  }
+  template <int Write>
+  static ELSA_INLINE void prefetch_block(const void* array, int64_t first, int64_t step, int64_t count) {
+    for (int64_t p = 0; p < P; ++p) prefetch_lines<Write>(static_cast<const T*>(array), first + p * step, count);
   }
 
   // ---- grad_value -----------------------------------------------------------------------------------------------
@@ -151,12 +155,7 @@ struct Backward {
              (image.origin + y * image.row_step + x * image.column_step) * g.channels;
     const int64_t step = image.column_step * g.channels;
     unroll<P>([&](auto p) ELSA_LAMBDA {
-      if (p < count) {
-        unroll<Vectors>([&](auto n) ELSA_LAMBDA {
-          if constexpr (Partial) store_first(out + p * step, acc[p][n], width);
-          else store(out + p * step + n * N, acc[p][n]);
-        });
-      }
+      if (p < count) store_chunk<T, Vectors, Partial>(out + p * step, acc[p], width);
     });
   }
 
@@ -185,7 +184,7 @@ struct Backward {
     const RowView<T> gradient = gradient_row(image, y, c);
     Vec<A> go[P][Vectors];
     gradient.template visit<P>(x, [&](auto p, const T* from) ELSA_LAMBDA {
-      unroll<Vectors>([&](auto n) ELSA_LAMBDA { go[p][n] = load_channels<T, Partial>(from + n * N, width); });
+      load_chunk<T, Vectors, Partial>(from, width, go[p]);
     });
     const int64_t first = first_tap_row(y), last = last_tap_row(image, y);
     for (int64_t j = first; j < last; ++j) {
@@ -206,9 +205,9 @@ struct Backward {
   template <int Vectors, bool Partial, int S>
   ELSA_INLINE void stage(const RowView<T>& source, int64_t first, int64_t width) const {
     source.template visit<P + S - 1>(first, [&](auto u, const T* from) ELSA_LAMBDA {
-      unroll<Vectors>([&](auto n) ELSA_LAMBDA {
-        store(scratch.staged + (u * Vectors + n) * N, load_channels<T, Partial>(from + n * N, width));
-      });
+      Vec<A> v[Vectors];
+      load_chunk<T, Vectors, Partial>(from, width, v);
+      unroll<Vectors>([&](auto n) ELSA_LAMBDA { store(scratch.staged + (u * Vectors + n) * N, v[n]); });
     });
   }
 
@@ -243,12 +242,13 @@ struct Backward {
   // ---- grad_mul, grad_add ---------------------------------------------------------------------------------------
 
   void ghost_row(const Placed& image, int64_t y) const {
-    const int64_t channels = geometry().head_dim;
-    for (int64_t c = 0; c < channels; c += N) ghost_chunk<K == 0>(image, y, c, channels - c < N ? channels - c : N);
+    for_chunks<A, K>(geometry().head_dim, [&](auto vectors, auto partial, int64_t c, int64_t width) ELSA_LAMBDA {
+      unroll<vectors()>([&](auto n) ELSA_LAMBDA { ghost_chunk<vectors(), partial(), n()>(image, y, c, width); });
+    });
   }
 
   // One vector of channels, one row of taps at a time: the S sums stay in registers along the whole row.
-  template <bool Partial>
+  template <int Vectors, bool Partial, int n>
   void ghost_chunk(const Placed& image, int64_t y, int64_t c, int64_t width) const {
     const Geometry& g = geometry();
     const int64_t reach = taps().reach();
@@ -259,21 +259,22 @@ struct Backward {
       const RowView<T> source = value_row(image, y + j - reach, c);
       for_segments<K>(taps().kernel(), [&](auto segment, int64_t i) ELSA_LAMBDA {
         const int64_t tap = j * taps().kernel() + i;
-        ghost_segment<Partial, segment()>(gradient, source, i - reach, weights + tap, width, tap * g.ghost_stride + c);
+        ghost_segment<Vectors, Partial, n, segment()>(gradient, source, i - reach, weights + tap, width,
+                                                      tap * g.ghost_stride + c + n * N);
       });
     }
   }
 
-  template <bool Partial, int S>
+  template <int Vectors, bool Partial, int n, int S>
   ELSA_INLINE void ghost_segment(const RowView<T>& gradient, const RowView<T>& source, int64_t shift, const A* weights,
                                  int64_t width, int64_t at) const {
     Vec<A> sum_mul[S] = {}, sum_add[S] = {};
     for (int64_t x = 0; x < gradient.columns; x += P) {
       Vec<A> go[P];
       gradient.template visit<P>(
-          x, [&](auto p, const T* from) ELSA_LAMBDA { go[p] = load_channels<T, Partial>(from, width); });
+          x, [&](auto p, const T* from) ELSA_LAMBDA { go[p] = load_part<T, Vectors, Partial, n>(from, width); });
       source.template visit<P + S - 1>(x + shift, [&](auto u, const T* from) ELSA_LAMBDA {
-        const Vec<A> v = load_channels<T, Partial>(from, width);
+        const Vec<A> v = load_part<T, Vectors, Partial, n>(from, width);
         unroll<S>([&](auto i) ELSA_LAMBDA {
           constexpr int p = u - i;
           if constexpr (p >= 0 && p < P) {
@@ -337,7 +338,8 @@ void backward(const BackwardArguments& a, int64_t first, int64_t last, void* scr
 }
 
 template <class T>
-constexpr Kernel<BackwardArguments> backward_kernel{kLanes<Accumulate<T>>, backward_scratch<T>, backward<T>};
+constexpr Kernel<BackwardArguments> backward_kernel{kLanes<Accumulate<T>>, ghost_pairs<T>, backward_scratch<T>,
+                                                    backward<T>};
 
 }  // namespace
 }  // namespace elsa::cpu::ELSA_ISA

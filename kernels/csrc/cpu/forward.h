@@ -22,7 +22,7 @@ struct Forward {
 
   // Heads [first_head, last_head) of the rows of a slot. Strips keep the K rows that a block reads in the second-level
   // cache however wide the map is. The heads take turns within a strip, because they share the cache lines of the logits.
-  void run(int64_t slot, int64_t first_head, int64_t last_head) {
+  ELSA_INLINE void run(int64_t slot, int64_t first_head, int64_t last_head) {
     for_pieces(arguments.geometry, slot, [&](const Image& dense, int64_t first_row, int64_t last_row) ELSA_LAMBDA {
       const Placed image = placed(arguments.geometry, dense);
       for (int64_t start = 0; start < image.columns; start += kStrip) {
@@ -80,12 +80,7 @@ struct Forward {
     T* out = static_cast<T*>(arguments.out) +
              (image.origin + y * image.row_step + x * image.column_step) * g.channels + channel;
     unroll<P>([&](auto p) ELSA_LAMBDA {
-      if (p < count) {
-        unroll<Vectors>([&](auto n) ELSA_LAMBDA {
-          if constexpr (Partial) store_first(out + p * step, acc[p][n], width);
-          else store(out + p * step + n * kLanes<A>, acc[p][n]);
-        });
-      }
+      if (p < count) store_chunk<T, Vectors, Partial>(out + p * step, acc[p], width);
     });
   }
 
@@ -146,7 +141,7 @@ void forward(const ForwardArguments& a, int64_t first, int64_t last, void* scrat
 }
 
 template <class T>
-constexpr Kernel<ForwardArguments> forward_kernel{kLanes<Accumulate<T>>, forward_scratch<T>, forward<T>};
+constexpr Kernel<ForwardArguments> forward_kernel{kLanes<Accumulate<T>>, ghost_pairs<T>, forward_scratch<T>, forward<T>};
 
 }  // namespace
 }  // namespace elsa::cpu::ELSA_ISA

@@ -12,7 +12,9 @@ namespace {
 
 // The division of the work depends on the sizes alone, never on the number of threads: with it the order of every
 // sum is fixed, so results are the same for any number of threads.
-Geometry geometry_of(const Problem& p, const Tensor& value, int64_t lanes, int64_t rows_per_slot, int64_t most_slots) {
+template <class Arguments>
+Geometry geometry_of(const Problem& p, const Tensor& value, const Kernel<Arguments>& kernel, int64_t rows_per_slot,
+                     int64_t most_slots) {
   Geometry g{};
   g.height = p.height, g.width = p.width, g.channels = p.channels;
   g.heads = p.heads, g.head_dim = p.head_dim(), g.kernel = p.kernel, g.taps = p.taps();
@@ -20,7 +22,8 @@ Geometry geometry_of(const Problem& p, const Tensor& value, int64_t lanes, int64
   constexpr int64_t kUnits = 256;  // enough for the balance of a large machine
   const int64_t rows = g.images * g.image_rows;
   g.slots = std::clamp<int64_t>(std::min(ceil_div(kUnits, g.heads), rows / rows_per_slot), 1, most_slots);
-  g.ghost_stride = ceil_div(p.head_dim(), lanes) * lanes;
+  g.ghost_stride = ceil_div(p.head_dim(), kernel.lanes) * kernel.lanes;
+  g.ghost_pairs = kernel.ghost_pairs(g);
   g.value_batch = value.stride(0), g.value_row = value.stride(1), g.value_column = value.stride(2);
   return g;
 }
@@ -32,21 +35,30 @@ Tensor with_neighbouring_channels(const Tensor& value) {
 
 int64_t ghost_elements(const Geometry& g) { return g.heads * g.taps * g.ghost_stride; }
 
+// Where the channels of a head lie in a packed ghost: Geometry::ghost_pairs.
+std::vector<int64_t> places(const Geometry& g) {
+  std::vector<int64_t> place(static_cast<std::size_t>(g.ghost_stride));
+  const int64_t pairs = std::max<int64_t>(g.ghost_pairs, 1), odd = pairs / 2;
+  for (int64_t c = 0; c < g.ghost_stride; ++c) place[c] = c - c % pairs + c % 2 * odd + c % pairs / 2;
+  return place;
+}
+
 // (C, K²) → [head][tap][channel], so that neighbouring channels are one vector; zeros fill up the last one.
 template <class A>
 void pack_ghost(const Geometry& g, const A* from, A* to) {
-  for (int64_t head = 0; head < g.heads; ++head) {
-    A* packed = to + head * g.taps * g.ghost_stride;
+  const std::vector<int64_t> place = places(g);
+  for (int64_t head = 0; head < g.heads; ++head)
     for (int64_t c = 0; c < g.ghost_stride; ++c) {
+      A* packed = to + head * g.taps * g.ghost_stride + place[c];
       const A* taps = from + (head * g.head_dim + c) * g.taps;
-      for (int64_t t = 0; t < g.taps; ++t) packed[t * g.ghost_stride + c] = c < g.head_dim ? taps[t] : A(0);
+      for (int64_t t = 0; t < g.taps; ++t) packed[t * g.ghost_stride] = c < g.head_dim ? taps[t] : A(0);
     }
-  }
 }
 
 // The sum over the slots, in their order, in the layout of the argument.
 template <class A>
 void unpack_gradient(const Geometry& g, const A* partial, A* to) {
+  const std::vector<int64_t> place = places(g);
   const int64_t elements = ghost_elements(g);
   constexpr int64_t kSums = 1 << 16;  // fewer are done before another thread has woken up
   const int64_t grain = ceil_div(kSums, g.slots * g.taps * g.ghost_stride);
@@ -56,7 +68,7 @@ void unpack_gradient(const Geometry& g, const A* partial, A* to) {
         for (int64_t c = 0; c < g.head_dim; ++c) {
           A sum = 0;
           for (int64_t slot = 0; slot < g.slots; ++slot)
-            sum += partial[slot * elements + (head * g.taps + t) * g.ghost_stride + c];
+            sum += partial[slot * elements + (head * g.taps + t) * g.ghost_stride + place[c]];
           to[(head * g.head_dim + c) * g.taps + t] = sum;
         }
   });
@@ -125,7 +137,7 @@ Tensor attention_forward(const Tensor& value, const Tensor& logits, const std::o
   prefer_huge_pages(out);
   const ForwardKernel& kernel = kernel_for(*instruction_sets()[active_set()].forward, value.scalar_type());
   const Tensor read_value = with_neighbouring_channels(value), dense_logits = torch::stable::contiguous(logits);
-  const Geometry g = geometry_of(p, read_value, kernel.lanes, 7, p.batch * p.height);
+  const Geometry g = geometry_of(p, read_value, kernel, 7, p.batch * p.height);
   const PackedGhost mul(g, ghost_mul), add(g, ghost_add);
   const ForwardArguments arguments{g,
                                    read_value.const_data_ptr(),
@@ -146,7 +158,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
   constexpr int64_t kPartialBytes = 4 << 20;
   const int64_t most_slots = std::max<int64_t>(1, kPartialBytes / (p.channels * p.taps() * 8));
   const Tensor read_value = with_neighbouring_channels(value);
-  const Geometry g = geometry_of(p, read_value, kernel.lanes, 4 * std::max<int64_t>(p.kernel, 4), most_slots);
+  const Geometry g = geometry_of(p, read_value, kernel, 4 * std::max<int64_t>(p.kernel, 4), most_slots);
 
   Tensor grad_value = torch::stable::new_empty(value, {p.batch, p.height, p.width, p.channels});
   Tensor grad_logits = torch::stable::new_empty(value, {p.batch, p.height, p.width, p.heads * p.taps()});

@@ -27,6 +27,7 @@ struct Geometry {
   int64_t image_rows;          // rows of the tallest image; shorter ones leave their last row empty
   int64_t slots;               // the images' rows in order are cut into this many equal ranges; unit = slot · heads + head
   int64_t ghost_stride;        // channels per tap of a packed ghost: head_dim rounded up to whole vectors
+  int64_t ghost_pairs;         // of every so many channels of a ghost, the even ones lie first; 0: all in their order
   int64_t value_batch, value_row, value_column;  // elements of value from one to the next; its channels lie side by side
 };
 
@@ -59,6 +60,7 @@ struct BackwardArguments {
 template <class Arguments>
 struct Kernel {
   int64_t lanes;                             // packed ghosts are padded to a multiple of this
+  int64_t (*ghost_pairs)(const Geometry&);
   int64_t (*scratch_bytes)(const Geometry&);
   void (*run)(const Arguments&, int64_t first_unit, int64_t last_unit, void* scratch);
 };

@@ -19,7 +19,14 @@ constexpr bool kSpecialised = std::is_same_v<T, float> || (ELSA_VECTOR_BYTES > 1
 
 template <class T>
 ELSA_INLINE int64_t specialised_kernel(const Geometry& g) {
-  return kSpecialised<T> && g.head_dim % (NV * kLanes<Accumulate<T>>) == 0 ? g.kernel : 0;
+  const bool special = g.kernel == 3 || g.kernel == 5 || g.kernel == 7;
+  return kSpecialised<T> && special && g.head_dim % (NV * kLanes<Accumulate<T>>) == 0 ? g.kernel : 0;
+}
+
+// Geometry::ghost_pairs: ghosts are in the order of load_part.
+template <class T>
+int64_t ghost_pairs(const Geometry& g) {
+  return kSplits<T> && specialised_kernel<T>(g) != 0 ? 2 * kLanes<Accumulate<T>> : 0;
 }
 
 // An image, and where it lies in value, which may be a slice of a wider map: in elements.
@@ -84,6 +91,27 @@ ELSA_INLINE void softmax_strip(const T* logits, int64_t step, Accumulate<T>* wei
   for (; x < count; ++x) softmax_row<T, Taps>(logits + x * step, weights + x * stride, taps);
 }
 
+// Vector n of a chunk of channels that starts at p. Where the type is split, its first vector holds the even channels.
+template <class T, int Vectors, bool Partial, int n>
+ELSA_INLINE Vec<Accumulate<T>> load_part(const T* p, int64_t count) {
+  if constexpr (kSplits<T> && Vectors == 2) return widen_split<n>(load_split(p));
+  else return load_channels<T, Partial>(p + n * kLanes<Accumulate<T>>, count);
+}
+
+template <class T, int Vectors, bool Partial>
+ELSA_INLINE void load_chunk(const T* p, int64_t count, Vec<Accumulate<T>> (&v)[Vectors]) {
+  unroll<Vectors>([&](auto n) ELSA_LAMBDA { v[n] = load_part<T, Vectors, Partial, n()>(p, count); });
+}
+
+template <class T, int Vectors, bool Partial>
+ELSA_INLINE void store_chunk(T* p, const Vec<Accumulate<T>> (&v)[Vectors], int64_t count) {
+  if constexpr (kSplits<T> && Vectors == 2) {
+    store_split(p, v[0], v[1]);
+  } else {
+    unroll<Vectors>([&](auto n) ELSA_LAMBDA { store_channels<T, Partial>(p + n * kLanes<Accumulate<T>>, v[n], count); });
+  }
+}
+
 // w = weight · mul + add for one tap and one vector of channels.
 template <bool Mul, bool Add, class A>
 ELSA_INLINE Vec<A> ghost(A weight, const A* mul, const A* add) {
@@ -113,7 +141,7 @@ struct Band {
                                int64_t weights_stride, int64_t tap) const {
     source.template visit<P + S - 1>(first, [&](auto u, const T* p) ELSA_LAMBDA {
       Vec<A> v[Vectors];
-      unroll<Vectors>([&](auto n) ELSA_LAMBDA { v[n] = load_channels<T, Partial>(p + n * N, count); });
+      load_chunk<T, Vectors, Partial>(p, count, v);
       unroll<S>([&](auto i) ELSA_LAMBDA {
         constexpr int position = u - i, t = Mirrored ? S - 1 - i : i, from = Mirrored ? u : position;
         if constexpr (position >= 0 && position < P) {

@@ -37,6 +37,10 @@ typedef uint64_t Bits64 __attribute__((vector_size(ELSA_VECTOR_BYTES)));
 typedef uint16_t Bits16 __attribute__((vector_size(ELSA_VECTOR_BYTES / 2)));
 typedef uint16_t Bits16Unaligned __attribute__((vector_size(ELSA_VECTOR_BYTES / 2), aligned(2), may_alias));
 
+#if defined(ELSA_AVX512)
+constexpr Bits32 kLaneNumbers{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#endif
+
 // Storage type → accumulation type.
 template <class T>
 struct AccumulateIn {
@@ -74,7 +78,13 @@ ELSA_INLINE Vec<float> load(const float* p) { return *reinterpret_cast<const Sim
 ELSA_INLINE Vec<double> load(const double* p) { return *reinterpret_cast<const Simd<double>::Unaligned*>(p); }
 
 ELSA_INLINE Vec<float> widen_bfloat(Bits16 bits) {
+#if defined(ELSA_AVX512)
+  // One permutation of 16-bit elements, which also fills in the zeros, instead of a conversion and a shift.
+  const __m512i twice = (__m512i)(kLaneNumbers * 0x10001u);
+  return (Vec<float>)_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, twice, _mm512_castsi256_si512((__m256i)bits));
+#else
   return bit_cast<Vec<float>>(__builtin_convertvector(bits, Bits32) << 16);
+#endif
 }
 
 ELSA_INLINE Vec<float> widen_half(Bits16 bits) {
@@ -179,6 +189,37 @@ ELSA_INLINE void store_first(T* p, Vec<Accumulate<T>> v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = padded[i];
 #endif
 }
+
+// ---- even and odd channels --------------------------------------------------------------------------------------
+
+// A vector's bytes of bfloat16, widened into its even and its odd elements: a shift and a mask where the two halves would
+// take two conversions and two shifts. The order of channels does not matter to sums over positions or over channels.
+template <class T>
+constexpr bool kSplits = ELSA_VECTOR_BYTES == 64 && std::is_same_v<T, BFloat>;
+
+ELSA_INLINE Bits32 load_split(const BFloat* p) {
+  typedef uint32_t Unaligned __attribute__((vector_size(ELSA_VECTOR_BYTES), aligned(2), may_alias));
+  return *reinterpret_cast<const Unaligned*>(p);
+}
+template <int Odd>
+ELSA_INLINE Vec<float> widen_split(Bits32 pairs) {
+  return bit_cast<Vec<float>>(Odd ? pairs & 0xffff0000u : pairs << 16);
+}
+
+#if defined(ELSA_AVX512)
+ELSA_INLINE void store_split(BFloat* p, Vec<float> even, Vec<float> odd) {
+#if defined(ELSA_AVX512_BF16)
+  // One instruction narrows both, but puts them one after the other.
+  const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
+  const Bits32 order = kLaneNumbers * 0x10001u + 0x100000u;  // 0, 16, 1, 17, …
+  _mm512_storeu_si512(p, _mm512_permutexvar_epi16((__m512i)order, halves));
+#else
+  const Bits32 low = __builtin_convertvector(narrow_bfloat(even), Bits32);
+  const Bits32 high = __builtin_convertvector(narrow_bfloat(odd), Bits32);
+  _mm512_storeu_si512(p, (__m512i)(low | high << 16));
+#endif
+}
+#endif
 
 // ---- across lanes ---------------------------------------------------------------------------------------------
 
