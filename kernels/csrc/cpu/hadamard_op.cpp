@@ -1,4 +1,4 @@
-// The host side of the Hadamard convolution on the CPU: checks, division of the work, and registration.
+// The host side of the Hadamard convolution on the CPU: checks, memory, and registration.
 #include "../hadamard_checks.h"
 #include "dispatch.h"
 #include "host.h"
@@ -13,34 +13,22 @@ const HadamardKernel& hadamard_kernel(const Tensor& packed) {
   return kernel_for(*instruction_sets()[active_set()].hadamard, packed.scalar_type());
 }
 
-// By the sizes alone, as for the other operator (op_cpu.cpp); a slot computes the K - 1 rows around its own again.
-HadamardGeometry geometry_of(const HadamardProblem& p, const HadamardKernel& kernel) {
-  HadamardGeometry g{};
-  g.height = p.height, g.width = p.width, g.packed = p.packed, g.channels = p.channels;
-  g.group_width = p.group_width, g.kernel = p.kernel;
-  divide_dilated(p, g);
-  g.chunk = kernel.chunk(g), g.chunks = ceil_div(g.channels, g.chunk);
-  constexpr int64_t kUnits = 256;  // enough for the balance of a large machine
-  const int64_t rows = g.images * g.image_rows, rows_per_slot = 4 * std::max<int64_t>(p.kernel, 4);
-  g.slots = std::clamp<int64_t>(rows / rows_per_slot, 1, ceil_div(kUnits, g.chunks));
-  return g;
-}
-
 const void* data_or_null(const std::optional<Tensor>& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
 
 std::optional<Tensor> dense(const std::optional<Tensor>& tensor) {
   return tensor ? std::optional(torch::stable::contiguous(*tensor)) : std::nullopt;
 }
 
-std::tuple<Tensor, Tensor> hadamard_forward(const Tensor& packed, const Tensor& weight, const std::optional<Tensor>& bias,
-                                            double scale, int64_t dilation, bool save) {
+std::tuple<Tensor, Tensor> hadamard_forward(const Tensor& packed, const Tensor& weight,
+                                            const std::optional<Tensor>& bias, double scale, int64_t dilation,
+                                            bool save) {
   const HadamardProblem p = check_hadamard_forward(packed, weight, bias, dilation);
   Tensor local = torch::stable::new_empty(packed, {p.batch, p.height, p.width, p.channels});
   Tensor before = save ? torch::stable::new_empty(packed, {p.batch, p.height, p.width, p.channels})
                        : torch::stable::new_empty(packed, {0});
   prefer_huge_pages(local), prefer_huge_pages(before);
   const HadamardKernel& kernel = hadamard_kernel(packed);
-  const HadamardGeometry g = geometry_of(p, kernel);
+  const HadamardGeometry g = forward_geometry(p, kernel);
   const Tensor dense_packed = torch::stable::contiguous(packed), dense_weight = torch::stable::contiguous(weight);
   const std::optional<Tensor> dense_bias = dense(bias);
   const HadamardForward arguments{g,
@@ -62,10 +50,8 @@ std::tuple<Tensor, Tensor, Tensor> hadamard_backward(const Tensor& grad_local, c
                                                      double scale, int64_t dilation) {
   const HadamardProblem p = check_hadamard_backward(grad_local, grad_rest, packed, weight, before, dilation);
   const HadamardKernel& kernel = hadamard_kernel(packed);
-  HadamardGeometry g = geometry_of(p, kernel);
-  constexpr int64_t kPartialBytes = 4 << 20;
+  const HadamardGeometry g = backward_geometry(p, kernel);
   const int64_t unit_bytes = kernel.partial_bytes(g);
-  g.slots = std::clamp<int64_t>(kPartialBytes / (g.chunks * unit_bytes), 1, g.slots);
 
   Tensor grad_packed = torch::stable::new_empty(packed, {p.batch, p.height, p.width, p.packed});
   Tensor grad_weight = torch::stable::new_empty(packed, {p.channels, p.group_width, p.kernel, p.kernel});

@@ -1,7 +1,8 @@
-// What the host sides of the CPU kernels share: memory, and a dilated map as dense images.
+// What the host sides of the CPU kernels share: memory, and the choice of a kernel by type.
 #pragma once
 
 #include "../checks.h"
+#include "division.h"
 
 #include <algorithm>
 #include <cstddef>
@@ -49,18 +50,6 @@ const auto& kernel_for(const Table& table, ScalarType dtype) {
     case ScalarType::Half: return table.float16;
     default: return table.bfloat16;
   }
-}
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Fills in how a dilated map is cut into dense images (plan.h).
-template <class Problem, class Geometry>
-void divide_dilated(const Problem& p, Geometry& g) {
-  // Taps further apart than the map is wide all fall outside it; a dilation beyond that changes nothing.
-  g.dilation = std::min(p.dilation, std::max(p.height, p.width));
-  g.phases_y = std::min(g.dilation, p.height), g.phases_x = std::min(g.dilation, p.width);
-  g.images = p.batch * g.phases_y * g.phases_x;
-  g.image_rows = ceil_div(p.height, g.dilation);
 }
 
 }  // namespace elsa::cpu

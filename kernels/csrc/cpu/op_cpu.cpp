@@ -10,8 +10,6 @@
 namespace elsa::cpu {
 namespace {
 
-// The division of the work depends on the sizes alone, never on the number of threads: with it the order of every
-// sum is fixed, so results are the same for any number of threads.
 template <class Arguments>
 Geometry geometry_of(const Problem& p, const Tensor& value, const Kernel<Arguments>& kernel, int64_t rows_per_slot,
                      int64_t most_slots) {
@@ -19,7 +17,6 @@ Geometry geometry_of(const Problem& p, const Tensor& value, const Kernel<Argumen
   g.height = p.height, g.width = p.width, g.channels = p.channels;
   g.heads = p.heads, g.head_dim = p.head_dim(), g.kernel = p.kernel, g.taps = p.taps();
   divide_dilated(p, g);
-  constexpr int64_t kUnits = 256;  // enough for the balance of a large machine
   const int64_t rows = g.images * g.image_rows;
   g.slots = std::clamp<int64_t>(std::min(ceil_div(kUnits, g.heads), rows / rows_per_slot), 1, most_slots);
   g.ghost_stride = ceil_div(p.head_dim(), kernel.lanes) * kernel.lanes;
