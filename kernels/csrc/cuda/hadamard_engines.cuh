@@ -9,8 +9,12 @@
 
 namespace elsa::cuda::hadamard {
 
+// What an engine reads, halo included.
+template <typename T, int K, int W>
+using ConvWindow = Window<T, W, kMaxCols + K - 1>;
+
 // Sums leave an engine as [row][position][channel] with four words between positions, without bank conflicts.
-constexpr int kSumStride = kChunk + 4;
+constexpr int kSumStride = kChunk + 4, kSumRowStride = kMaxCols * kSumStride;
 
 // The weights of one group as the convolution multiplies with them. Transposed: output and input channel change places
 // and the taps are mirrored, which makes it the input's gradient.
@@ -35,7 +39,7 @@ template <typename T, int K, int W>
 struct TensorEngine {
   static constexpr int per_unit = 8 / W, units = (K - 1) / per_unit + 1, segment = 8 * per_unit;
   static constexpr size_t shared_floats = 0;
-  static constexpr int batch = K * units > 40 ? 2 : 4;  // of loads, while all weights are in registers
+  static constexpr int batch = K * units > 40 ? 1 : 4;  // of loads, while all weights are in registers
   // Where two positions share a unit, each meets an offset for which it has no tap. Its weight is zero, but zero times
   // infinity is not: tiles with values that are not finite must be summed in another way.
   static constexpr bool only_finite = per_unit > 1;
@@ -65,13 +69,13 @@ struct TensorEngine {
     }
   }
 
-  __device__ __forceinline__ void sum(const Window<T, W>& window) {
+  __device__ __forceinline__ void sum(const ConvWindow<T, K, W>& window) {
 #pragma unroll
     for (int k = 0; k < kHalfRows * 4; ++k) sums[k / 4][k % 4] = 0;
-    const int lane = threadIdx.x % 32, row_stride = window.row_stride();
+    const int lane = threadIdx.x % 32;
     const T* from = window.at(lane / 8 % 2 * kHalfRows, group, part * segment) + (lane % 8 + lane / 16) * 8;
 #pragma unroll
-    for (int row = 0; row < kHalfRows + K - 1; ++row, from += row_stride) {
+    for (int row = 0; row < kHalfRows + K - 1; ++row, from += window.row_stride) {
       uint32_t a[units][2];
 #pragma unroll
       for (int u = 0; u + 1 < units; u += 2) load_matrices<4, false>(a[u], from + u * 8);
@@ -88,13 +92,13 @@ struct TensorEngine {
     }
   }
 
-  __device__ __forceinline__ void write(float* to, int cols) const {
+  __device__ __forceinline__ void write(float* to) const {
     const int g = threadIdx.x % 32 / 4, n = threadIdx.x % 4 * 2;
     to += (part * segment + g * per_unit + n / W) * kSumStride + group * W + n % W;
 #pragma unroll
     for (int k = 0; k < kRows; ++k) {
       const float* pair = sums[k % kHalfRows] + k / kHalfRows * 2;
-      store_pack(to + k * cols * kSumStride, Pack<float, 2>{pair[0], pair[1]});
+      store_pack(to + k * kSumRowStride, Pack<float, 2>{pair[0], pair[1]});
     }
   }
 };
@@ -127,7 +131,7 @@ struct ScalarEngine {
     }
   }
 
-  __device__ __forceinline__ void sum(const Window<float, W>& window) {
+  __device__ __forceinline__ void sum(const ConvWindow<float, K, W>& window) {
 #pragma unroll
     for (int k = 0; k < kHalfRows * 4; ++k) sums[k / 4][k % 4] = 0;
     const float* w = weights + out;
@@ -138,7 +142,7 @@ struct ScalarEngine {
         const float* from = window.at(half * kHalfRows, group, part * segment + col + dx) + in;
         Pack<float, 4> x[kHalfRows + K - 1];
 #pragma unroll
-        for (int row = 0; row < kHalfRows + K - 1; ++row) x[row] = load_pack<4>(from + row * window.row_stride());
+        for (int row = 0; row < kHalfRows + K - 1; ++row) x[row] = load_pack<4>(from + row * window.row_stride);
 #pragma unroll
         for (int dy = 0; dy < K; ++dy) {
 #pragma unroll
@@ -155,12 +159,11 @@ struct ScalarEngine {
     }
   }
 
-  __device__ __forceinline__ void write(float* to, int cols) const {
-    to += (half * kHalfRows * cols + part * segment + col) * kSumStride + group * W + out;
+  __device__ __forceinline__ void write(float* to) const {
+    to += half * kHalfRows * kSumRowStride + (part * segment + col) * kSumStride + group * W + out;
 #pragma unroll
     for (int row = 0; row < kHalfRows; ++row) {
-      store_pack(to + row * cols * kSumStride,
-                 Pack<float, 4>{sums[row][0], sums[row][1], sums[row][2], sums[row][3]});
+      store_pack(to + row * kSumRowStride, Pack<float, 4>{sums[row][0], sums[row][1], sums[row][2], sums[row][3]});
     }
   }
 };

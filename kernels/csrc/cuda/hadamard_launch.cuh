@@ -44,26 +44,26 @@ struct HadamardLaunch : Launcher {
     return p.batch * std::min(d, p.height) * std::min(d, p.width) * tiles_along(p.height, d, hadamard::kRows) *
            tiles_along(p.width, d, cols);
   }
-  Layout layout(int cols, bool vectors) const {
+  Layout layout(int cols) const {
     Layout m{};
     m.height = int(p.height), m.width = int(p.width), m.channels = int(p.channels), m.dilation = int(dilation());
     m.phases_y = std::min(m.dilation, m.height), m.phases_x = std::min(m.dilation, m.width);
     m.tiles_y = tiles_along(m.height, m.dilation, hadamard::kRows), m.tiles_x = tiles_along(m.width, m.dilation, cols);
-    m.tiles = int(tile_count(cols)), m.vectors = vectors;
+    m.tiles = int(tile_count(cols));
     return m;
   }
-  // Four neighbouring channels are aligned for one access.
-  bool vectors(std::initializer_list<const void*> pointers) const {
-    bool aligned = p.packed % hadamard::kPiece == 0 && p.channels % hadamard::kPiece == 0;
+  // Four neighbouring channels can be moved at a time.
+  bool aligned(std::initializer_list<const void*> pointers) const {
+    bool result = p.packed % hadamard::kPiece == 0 && p.channels % hadamard::kPiece == 0;
     for (const void* x : pointers) {
-      aligned = aligned && reinterpret_cast<uintptr_t>(x) % (hadamard::kPiece * sizeof(T)) == 0;
+      result = result && reinterpret_cast<uintptr_t>(x) % (hadamard::kPiece * sizeof(T)) == 0;
     }
-    return aligned;
+    return result;
   }
 
   // As the other operator's: 32-bit coordinates inside an image and tile numbers.
-  bool specialised() const {
-    if (std::is_same<T, double>::value || (sizeof(T) == 2 && !has_tensor_cores())) return false;
+  bool specialised(std::initializer_list<const void*> pointers) const {
+    if (std::is_same<T, double>::value || (sizeof(T) == 2 && !has_tensor_cores()) || !aligned(pointers)) return false;
     return with_kernel_size(p.kernel, [](auto) {}) == nullptr && (p.group_width == 4 || p.group_width == 8) &&
            std::max(p.height, p.width) < (1 << 24) && p.channels < (1 << 24) &&
            tile_count(16) <= std::numeric_limits<int>::max() / 2;
@@ -85,14 +85,13 @@ struct HadamardLaunch : Launcher {
   // same on every device.
   int64_t slots() const {
     const int64_t bytes = (weights() + p.channels) * int64_t(sizeof(A));
-    const int64_t most = specialised() ? tile_count(weight_cols()) : p.positions() / 64;
-    return std::clamp<int64_t>(int64_t(kPartialBytes) / bytes, 1, std::max<int64_t>(most, 1));
+    return std::clamp<int64_t>(int64_t(kPartialBytes) / bytes, 1, tile_count(weight_cols()));
   }
   int weight_cols() const { return std::is_same<T, float>::value ? 16 : cols(); }
 
-  hadamard::ConvArgs<T> conv_args(const HadamardInputs& in, bool vectors) const {
+  hadamard::ConvArgs<T> conv_args(const HadamardInputs& in) const {
     hadamard::ConvArgs<T> a{};
-    a.cols = cols(), a.layout = layout(a.cols, vectors);
+    a.cols = cols(), a.layout = layout(a.cols);
     a.packed_stride = p.packed, a.scale = float(in.scale);
     a.packed = static_cast<const T*>(in.packed), a.weight = static_cast<const T*>(in.weight);
     return a;
@@ -103,7 +102,7 @@ struct HadamardLaunch : Launcher {
         using Shape = hadamard::ConvShape<T, decltype(k)::value, decltype(w)::value>;
         const int64_t slots = std::min<int64_t>(a.layout.tiles, (kMaxConvBlocks + chunks() - 1) / chunks());
         run(hadamard::convolve_kernel<T, decltype(k)::value, decltype(w)::value>, slots * chunks(),
-            a.cols * hadamard::kThreadsPerCol, Shape::shared_bytes(a.cols), a);
+            a.cols * hadamard::kThreadsPerCol, Shape::shared_bytes, a);
       });
     }
   }
@@ -111,15 +110,14 @@ struct HadamardLaunch : Launcher {
   void sum_weights(const HadamardInputs& in, const HadamardSaved& saved, A* partial) {
     if constexpr (!std::is_same<T, double>::value) {
       hadamard::WeightArgs<T> a{};
-      a.cols = weight_cols();
-      a.layout = layout(a.cols, vectors({in.packed, saved.grad_local, saved.before}));
+      a.cols = weight_cols(), a.layout = layout(a.cols);
       a.packed_stride = p.packed, a.scale = float(in.scale), a.partial = partial;
       a.packed = static_cast<const T*>(in.packed), a.grad_local = static_cast<const T*>(saved.grad_local);
       a.before = static_cast<const T*>(saved.before);
       specialise([&](auto k, auto w) {
         using Shape = hadamard::WeightShape<T, decltype(k)::value, decltype(w)::value>;
         run(hadamard::weight_gradient_kernel<T, decltype(k)::value, decltype(w)::value>, slots() * chunks(),
-            a.cols * hadamard::kThreadsPerCol, Shape::shared_bytes(a.cols), a);
+            hadamard::kMaxThreads, Shape::shared_bytes, a);
       });
     }
   }
@@ -139,8 +137,8 @@ struct HadamardLaunch : Launcher {
   }
 
   void forward(const HadamardInputs& in, const HadamardOutputs& out) {
-    if (specialised()) {
-      hadamard::ConvArgs<T> a = conv_args(in, vectors({in.packed, in.bias, out.local, out.before}));
+    if (specialised({in.packed, in.bias, out.local, out.before})) {
+      hadamard::ConvArgs<T> a = conv_args(in);
       a.bias = static_cast<const T*>(in.bias), a.local = static_cast<T*>(out.local);
       a.before = static_cast<T*>(out.before);
       return convolve(a);
@@ -156,8 +154,8 @@ struct HadamardLaunch : Launcher {
     a.grad_local = static_cast<const T*>(saved.grad_local), a.grad_rest = static_cast<const T*>(saved.grad_rest);
     a.known_before = static_cast<const T*>(saved.before), a.grad_packed = static_cast<T*>(grads.packed);
     a.partial = partial, a.slots = slots();
-    if (specialised()) {
-      hadamard::ConvArgs<T> conv = conv_args(in, vectors({in.packed, saved.grad_local, saved.before, grads.packed}));
+    if (specialised({in.packed, saved.grad_local, saved.before, grads.packed})) {
+      hadamard::ConvArgs<T> conv = conv_args(in);
       conv.backward = true, conv.grad_local = a.grad_local, conv.known_before = a.known_before;
       conv.grad_packed = a.grad_packed;
       convolve(conv);
@@ -170,7 +168,7 @@ struct HadamardLaunch : Launcher {
       run_generic(hadamard::generic_product_rule_kernel<T>, elements, a);
     }
     if (p.rest() > 0) {
-      const bool whole = vectors({saved.grad_rest, grads.packed});
+      const bool whole = aligned({saved.grad_rest, grads.packed});
       const auto kernel = whole ? hadamard::rest_kernel<T, hadamard::kPiece> : hadamard::rest_kernel<T, 1>;
       run_generic(kernel, p.positions() * 32, a);
     }

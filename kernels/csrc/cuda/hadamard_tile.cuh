@@ -11,55 +11,29 @@ constexpr int kRows = 14, kHalfRows = kRows / 2;  // both halves of a tile are w
 constexpr int kChunk = 16, kPiece = 4, kPieces = kChunk / kPiece;  // channels of a block, and of one memory access
 constexpr int kMaxCols = 32, kThreadsPerCol = 8, kMaxThreads = kMaxCols * kThreadsPerCol;
 
-// Positions between the groups of a row in shared memory: pieces that a warp stores together lie in different banks.
-template <typename T>
-__host__ __device__ constexpr int padded(int cols) {
-  constexpr int step = sizeof(T) == 2 ? 8 : 4, rest = step / 2;
-  return (cols - rest + step - 1) / step * step + rest;
-}
-
-// A plane of [row][group][position][W] in shared memory.
-template <typename T, int W>
+// A plane of [row][group][position][W] in shared memory, for rows of up to COLS positions. Between groups there is room
+// that makes the pieces which a warp stores together lie in different banks.
+template <typename T, int W, int COLS>
 struct Window {
-  static constexpr int groups = kChunk / W;
+  static constexpr int step = sizeof(T) == 2 ? 8 : 4, groups = kChunk / W;
+  static constexpr int stride = (COLS + step / 2 - 1) / step * step + step / 2, row_stride = groups * stride * W;
   T* data;
-  int stride;  // positions between groups
 
-  __device__ __forceinline__ Window(T* at, int cols) : data(at), stride(padded<T>(cols)) {}
-  __device__ __forceinline__ int row_stride() const { return groups * stride * W; }
   __device__ __forceinline__ T* at(int row, int group, int col) const {
-    return data + row * row_stride() + (group * stride + col) * W;
+    return data + row * row_stride + (group * stride + col) * W;
   }
 };
-template <typename T>
-__host__ __device__ constexpr int window_elements(int rows, int cols) {
-  return rows * kChunk * padded<T>(cols);
-}
 
 struct Quad {
   float x[kPiece];
 };
 
-// `whole`: the four elements are aligned for one access.
 template <typename T>
-__device__ __forceinline__ Pack<T, kPiece> load_piece(const T* __restrict__ from, bool whole) {
-  if (whole) return load_pack<kPiece>(from);
-  Pack<T, kPiece> pack;
-#pragma unroll
-  for (int k = 0; k < kPiece; ++k) pack.item[k] = from[k];
-  return pack;
-}
-template <typename T>
-__device__ __forceinline__ void store_piece(T* __restrict__ to, const Quad& quad, bool whole) {
+__device__ __forceinline__ void store_quad(T* __restrict__ to, const Quad& quad) {
   Pack<T, kPiece> pack;
 #pragma unroll
   for (int k = 0; k < kPiece; ++k) pack.item[k] = store<T>(quad.x[k]);
-  if (whole) {
-    store_pack(to, pack);
-  } else {
-#pragma unroll
-    for (int k = 0; k < kPiece; ++k) to[k] = pack.item[k];
-  }
+  store_pack(to, pack);
 }
 template <typename T>
 __device__ __forceinline__ Quad widen(const Pack<T, kPiece>& pack) {
@@ -67,6 +41,10 @@ __device__ __forceinline__ Quad widen(const Pack<T, kPiece>& pack) {
 #pragma unroll
   for (int k = 0; k < kPiece; ++k) quad.x[k] = load(pack.item[k]);
   return quad;
+}
+template <typename T>
+__device__ __forceinline__ Quad load_quad(const T* __restrict__ from) {
+  return widen(load_pack<kPiece>(from));
 }
 
 __device__ __forceinline__ float error_function(float x) {
@@ -104,35 +82,53 @@ struct Place {
 
 struct Product {
   float scale;
-  __device__ __forceinline__ float operator()(float query, float key) const { return query * key * scale; }
+  __device__ __forceinline__ Quad operator()(const Quad& query, const Quad& key) const {
+    Quad result;
+#pragma unroll
+    for (int k = 0; k < kPiece; ++k) result.x[k] = query.x[k] * key.x[k] * scale;
+    return result;
+  }
 };
 struct ActivationGradient {
-  __device__ __forceinline__ float operator()(float grad, float before) const { return grad * gelu_slope(before); }
+  __device__ __forceinline__ Quad operator()(const Quad& grad, const Quad& before) const {
+    Quad result;
+#pragma unroll
+    for (int k = 0; k < kPiece; ++k) result.x[k] = grad.x[k] * gelu_slope(before.x[k]);
+    return result;
+  }
+};
+// One or the other at run time, so that what surrounds it is compiled once.
+struct Either {
+  bool backward;
+  float scale;
+  __device__ __forceinline__ Quad operator()(const Quad& a, const Quad& b) const {
+    return backward ? ActivationGradient()(a, b) : Product{scale}(a, b);
+  }
 };
 
-// combine(a, b) of a block's channels into ROWS × cols positions of `window`, which starts `margin` rows and columns
+// combine(a, b) of a block's channels into rows × cols positions of `window`, which starts `margin` rows and columns
 // before the tile; zero outside the map and beyond the channels. `seen` gets every piece before it is rounded. The loads
 // of BATCH positions are in flight together.
-template <int ROWS, int BATCH, typename T, int W, typename Combine, typename Seen>
-__device__ __forceinline__ void stage(const Window<T, W>& window, int cols, int margin, const Maps<T>& maps,
-                                      const Place& place, Combine combine, Seen seen) {
+template <int BATCH, typename T, int W, int COLS, typename Combine, typename Seen>
+__device__ __forceinline__ void stage(const Window<T, W, COLS>& window, int rows, int cols, int margin,
+                                      const Maps<T>& maps, const Place& place, Combine combine, Seen seen) {
   const Layout& m = place.layout;
   const int piece = threadIdx.x % kPieces, step = blockDim.x / kPieces, channel = place.first + piece * kPiece;
   const bool present = channel < m.channels;
   T* const to = window.at(0, piece * kPiece / W, 0) + piece * kPiece % W;
   int row = int(threadIdx.x) / kPieces / cols, col = int(threadIdx.x) / kPieces % cols;
-  while (row < ROWS) {
+  while (row < rows) {
     Pack<T, kPiece> a[BATCH], b[BATCH];
     int offset[BATCH];
     bool inside[BATCH];
 #pragma unroll
     for (int k = 0; k < BATCH; ++k) {
       const int64_t at = position(m, place.tile, row - margin, col - margin);
-      offset[k] = row < ROWS ? row * window.row_stride() + col * W : -1;
-      inside[k] = present && at >= 0 && row < ROWS;
+      offset[k] = row < rows ? row * window.row_stride + col * W : -1;
+      inside[k] = present && at >= 0 && row < rows;
       if (inside[k]) {
-        a[k] = load_piece(maps.a + at * maps.stride + channel, m.vectors);
-        b[k] = load_piece(maps.b + at * maps.stride + channel, m.vectors);
+        a[k] = load_pack<kPiece>(maps.a + at * maps.stride + channel);
+        b[k] = load_pack<kPiece>(maps.b + at * maps.stride + channel);
       }
       for (col += step; col >= cols; col -= cols) ++row;
     }
@@ -141,12 +137,10 @@ __device__ __forceinline__ void stage(const Window<T, W>& window, int cols, int 
       if (offset[k] < 0) continue;
       Quad quad{};
       if (inside[k]) {
-        const Quad x = widen(a[k]), y = widen(b[k]);
-#pragma unroll
-        for (int c = 0; c < kPiece; ++c) quad.x[c] = combine(x.x[c], y.x[c]);
+        quad = combine(widen(a[k]), widen(b[k]));
         seen(quad);
       }
-      store_piece(to + offset[k], quad, true);
+      store_quad(to + offset[k], quad);
     }
   }
 }

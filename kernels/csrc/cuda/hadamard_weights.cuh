@@ -7,15 +7,6 @@
 
 namespace elsa::cuda::hadamard {
 
-// A lane owns four channels of every position that it stages, so it can add up the bias' gradient as they pass.
-struct BiasSum {
-  float* sums;
-  __device__ __forceinline__ void operator()(const Quad& quad) const {
-#pragma unroll
-    for (int k = 0; k < kPiece; ++k) sums[k] += quad.x[k];
-  }
-};
-
 // Half precision, on tensor cores. D = A · B with the positions as the inner dimension: eight units
 // (hadamard_engines.cuh) of a row in the upper half of the tile and eight in the lower. Rows of A are the 16 values of
 // two neighbouring units of the product, columns of B the 8 values of a unit of the gradient; both lie in memory the
@@ -23,42 +14,40 @@ struct BiasSum {
 template <typename T, int K, int W>
 struct TensorSums {
   static constexpr int per_unit = 8 / W, units = (K - 1) / per_unit + 1, segment = 8 * per_unit;
-  static constexpr int blocks = (units + 1) / 2;             // pairs of units in a row of taps
-  static constexpr int shares = K * blocks > 16 ? 2 : 1;     // warps that share them, for the registers' sake
-  static constexpr int mine = blocks / shares;
-  static_assert(blocks % shares == 0, "equal shares");
+  // The warps of a group share the pairs of units in a row of taps, one each, and if there are more warps the segments.
+  static constexpr int pairs = (units + 1) / 2, warps = kMaxThreads / 32 / (kChunk / W);
+  static constexpr int shares = warps > 2 && pairs > 2 ? 4 : pairs > 1 ? 2 : 1, parts = warps / shares;
+  static_assert(pairs <= shares && shares * parts == warps, "a pair each");
   static constexpr int max_cols = kMaxCols;
+  using Products = Window<T, W, max_cols + K - 1>;
+  using Grads = Window<T, W, max_cols>;
 
-  float sums[K][mine][4] = {};
-  int group, share, part, parts;  // a warp's group, its pairs of units, its segments of a row: part, part + parts, …
+  float sums[K][4] = {};
+  int group, share, part;
 
-  __device__ __forceinline__ explicit TensorSums(int cols) {
+  __device__ __forceinline__ TensorSums() {
     const int warp = threadIdx.x / 32, others = warp / (kChunk / W);
-    group = warp % (kChunk / W), share = others % shares, part = others / shares, parts = cols / segment / shares;
+    group = warp % (kChunk / W), share = others % shares, part = others / shares;
   }
 
-  __device__ __forceinline__ void add(const Window<T, W>& products, const Window<T, W>& grads, int cols) {
-    const int lane = threadIdx.x % 32, unit = lane % 8 * 8, quarter = lane / 8;
+  __device__ __forceinline__ void add(const Products& products, const Grads& grads, int cols) {
+    const int unit = threadIdx.x % 8 * 8, quarter = threadIdx.x % 32 / 8;
+    // The last unit stands in for one after it, whose sums are not used.
+    const int wanted = 2 * share + quarter % 2, own = wanted < units ? wanted : units - 1;
 #pragma unroll 1
-    for (int start = part * segment; start < cols; start += parts * segment) {
+    for (int start = part * segment; start < cols && share < pairs; start += parts * segment) {
       uint32_t b[kHalfRows][2];
       const T* grad = grads.at(quarter % 2 * kHalfRows, group, start) + unit;
 #pragma unroll
-      for (int row = 0; row < kHalfRows; ++row) load_matrices<2, true>(b[row], grad + row * grads.row_stride());
-      const T* from = products.at(quarter / 2 * kHalfRows, group, start) + unit + share * mine * 16;
+      for (int row = 0; row < kHalfRows; ++row) load_matrices<2, true>(b[row], grad + row * grads.row_stride);
+      const T* from = products.at(quarter / 2 * kHalfRows, group, start) + unit + own * 8;
 #pragma unroll
-      for (int row = 0; row < kHalfRows + K - 1; ++row, from += products.row_stride()) {
+      for (int row = 0; row < kHalfRows + K - 1; ++row, from += products.row_stride) {
+        uint32_t a[4];
+        load_matrices<4, true>(a, from);
 #pragma unroll
-        for (int n = 0; n < mine; ++n) {
-          // The last unit of an odd number stands in for the one after it; its second sums are not used.
-          const bool odd = units % 2 == 1 && share * mine + n == blocks - 1;
-          uint32_t a[4];
-          load_matrices<4, true>(a, from + (2 * n + (odd ? 0 : quarter % 2)) * 8);
-#pragma unroll
-          for (int dy = 0; dy < K; ++dy) {
-            if (row < dy || row - dy >= kHalfRows) continue;
-            multiply_matrices<T, 16>(sums[dy][n], a, b[row - dy]);
-          }
+        for (int dy = 0; dy < K; ++dy) {
+          if (row >= dy && row - dy < kHalfRows) multiply_matrices<T, 16>(sums[dy], a, b[row - dy]);
         }
       }
     }
@@ -73,9 +62,9 @@ struct TensorSums {
 #pragma unroll
     for (int dy = 0; dy < K; ++dy) {
 #pragma unroll
-      for (int k = 0; k < mine * 4; ++k) {
-        const int u = (share * mine + k / 4) * 2 + k % 4 / 2, dx = u * per_unit + g / W - n / W;
-        if (u < units && dx >= 0 && dx < K) put(group, n % W + k % 2, g % W, dy, dx, sums[dy][k / 4][k % 4]);
+      for (int k = 0; k < 4; ++k) {
+        const int u = share * 2 + k / 2, dx = u * per_unit + g / W - n / W;
+        if (u < units && dx >= 0 && dx < K) put(group, n % W + k % 2, g % W, dy, dx, sums[dy][k]);
       }
     }
   }
@@ -87,18 +76,20 @@ template <int K, int W>
 struct ScalarSums {
   static constexpr int tasks = 2 * K * W, run = 4;
   static constexpr int max_cols = 16;  // so that two blocks fit
+  using Products = Window<float, W, max_cols + K - 1>;
+  using Grads = Window<float, W, max_cols>;
 
   float sums[K][4][2] = {};
   int group, in, out, dy, part, parts;
 
-  __device__ __forceinline__ explicit ScalarSums(int) {
+  __device__ __forceinline__ ScalarSums() {
     const int task = threadIdx.x % tasks;
     out = task % (W / 2) * 2, in = task / (W / 2) % (W / 4) * 4;
     group = task / (W / 2 * (W / 4)) % (kChunk / W), dy = task / (2 * W);
     part = threadIdx.x / tasks, parts = blockDim.x / tasks;  // threads beyond the last part have nothing to do
   }
 
-  __device__ __forceinline__ void add(const Window<float, W>& products, const Window<float, W>& grads, int cols) {
+  __device__ __forceinline__ void add(const Products& products, const Grads& grads, int cols) {
 #pragma unroll 1
     for (int row = part; row < kRows && part < parts; row += parts) {
       const float *from = products.at(row + dy, group, 0) + in, *grad = grads.at(row, group, 0) + out;
@@ -152,21 +143,14 @@ template <typename T, int K, int W>
 struct WeightShape {
   using Sums = typename SumsOf<T, K, W>::type;
   static constexpr int rows = kRows + K - 1;
-  __host__ __device__ static constexpr size_t products(int cols) {
-    return size_t(window_elements<T>(rows, cols + K - 1));
-  }
-  __host__ __device__ static constexpr size_t grads(int cols) { return size_t(window_elements<T>(kRows, cols)); }
-  __host__ __device__ static constexpr size_t bias_floats(int cols) { return size_t(cols) * kThreadsPerCol * kPiece; }
-  __host__ __device__ static constexpr size_t shared_bytes(int cols) {
-    return (products(cols) + grads(cols)) * sizeof(T) + bias_floats(cols) * sizeof(float);
-  }
+  static constexpr size_t products = size_t(rows) * Sums::Products::row_stride;
+  static constexpr size_t grads = size_t(kRows) * Sums::Grads::row_stride;
+  static constexpr size_t bias_floats = size_t(kMaxThreads) * kPiece;
+  static constexpr size_t shared_bytes = (products + grads) * sizeof(T) + bias_floats * sizeof(float);
 };
 
 // Adds up what the threads have seen of each channel, in their order.
-__device__ __forceinline__ void write_bias(float* shared, const float (&sums)[kPiece], float* partial, int channels) {
-#pragma unroll
-  for (int k = 0; k < kPiece; ++k) shared[threadIdx.x * kPiece + k] = sums[k];
-  __syncthreads();
+__device__ __forceinline__ void write_bias(const float* shared, float* partial, int channels) {
   if (int(threadIdx.x) >= kChunk || int(threadIdx.x) >= channels) return;
   float sum = 0;
   for (int n = threadIdx.x; n < int(blockDim.x) * kPiece; n += kChunk) sum += shared[n];
@@ -178,25 +162,29 @@ __global__ void __launch_bounds__(kMaxThreads, 2) weight_gradient_kernel(WeightA
   using Shape = WeightShape<T, K, W>;
   CU_SHARED(Tile, tile, [1]);
   CU_DYNAMIC_SHARED(memory);
-  const Window<T, W> products(memory.take<T>(Shape::products(a.cols)), a.cols + K - 1);
-  const Window<T, W> grads(memory.take<T>(Shape::grads(a.cols)), a.cols);
-  float* const bias = memory.take<float>(Shape::bias_floats(a.cols));
+  const typename Shape::Sums::Products products{memory.take<T>(Shape::products)};
+  const typename Shape::Sums::Grads grads{memory.take<T>(Shape::grads)};
+  // A thread stages the same four channels of every position, so it can add up the bias' gradient as they pass.
+  float* const bias_sums = memory.take<float>(Shape::bias_floats);
+  float* const bias = bias_sums + threadIdx.x * kPiece;
+  store_quad(bias, Quad{});
 
   const Layout& m = a.layout;
   const int chunks = (m.channels + kChunk - 1) / kChunk;
   const int first = int(blockIdx.x % chunks) * kChunk, slot = blockIdx.x / chunks, slots = gridDim.x / chunks;
-  typename Shape::Sums sums(a.cols);
-  float bias_sums[kPiece] = {};
+  typename Shape::Sums sums;
 #pragma unroll 1
   for (int index = slot; index < m.tiles; index += slots) {
     __syncthreads();  // the previous tile is no longer read
     if (threadIdx.x == 0) *tile = locate_tile(m, index, kRows, a.cols);
     __syncthreads();
-    const Maps<T> inputs{a.packed, a.packed + m.channels, a.packed_stride};
-    const Maps<T> outputs{a.grad_local, a.before, m.channels};
+    const Maps<T> inputs{a.packed, a.packed + m.channels, a.packed_stride}, outputs{a.grad_local, a.before, m.channels};
     const Place place{m, *tile, first};
-    stage<Shape::rows, 2>(products, a.cols + K - 1, K / 2, inputs, place, Product{a.scale}, [](const Quad&) {});
-    stage<kRows, 2>(grads, a.cols, 0, outputs, place, ActivationGradient(), BiasSum{bias_sums});
+    stage<2>(products, Shape::rows, a.cols + K - 1, K / 2, inputs, place, Product{a.scale}, [](const Quad&) {});
+    stage<2>(grads, kRows, a.cols, 0, outputs, place, ActivationGradient(), [&](const Quad& quad) {
+      const Quad sum = load_quad(bias);
+      store_quad(bias, Quad{sum.x[0] + quad.x[0], sum.x[1] + quad.x[1], sum.x[2] + quad.x[2], sum.x[3] + quad.x[3]});
+    });
     __syncthreads();
     sums.add(products, grads, a.cols);
   }
@@ -214,7 +202,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2) weight_gradient_kernel(WeightA
     }
     __syncthreads();
   }
-  write_bias(bias, bias_sums, partial + int64_t(m.channels) * W * K * K + first, m.channels - first);
+  write_bias(bias_sums, partial + int64_t(m.channels) * W * K * K + first, m.channels - first);
 }
 
 }  // namespace elsa::cuda::hadamard
