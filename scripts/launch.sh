@@ -77,5 +77,6 @@ launch() {
     --tee=3 --log-line-prefix-template='[rank ${rank}] '
   )
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+  export THP_MEM_ALLOC_ENABLE=${THP_MEM_ALLOC_ENABLE:-1} # PyTorch's large tensors in huge pages: 0 leaves them out
   exec python -m elsa.tools.tasks.agent "${options[@]}" "$train" "$@" "${resume[@]}"
 }

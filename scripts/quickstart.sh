@@ -4,6 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh
 export OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # one thread: the maps are too small to share
+export THP_MEM_ALLOC_ENABLE=${THP_MEM_ALLOC_ENABLE:-1}  # PyTorch's large tensors in huge pages: 0 leaves them out
 
 config=configs/classification/digits_elsa_swin_nano.yaml
 run=${RUN:-runs/quickstart}
