@@ -46,7 +46,7 @@ def test_every_contestant_has_a_row_for_each_pass(measured):
         (which, label) for which in ("inference", "train") for label in labels
     ]
     assert (folder / "model.png").stat().st_size > 10_000
-    assert set(result) == {"device", "torch", "operator", "linear", "cpus", "peak", "rounds", "rows"}
+    assert set(result) == {"device", "torch", "kernels", "cpus", "peak", "rounds", "rows"}
 
 
 def test_times_are_medians_and_ratios_are_of_one_round(measured):

@@ -122,23 +122,21 @@ class Crew:
         return Path(self.folder.name) / name
 
     def prepare(self, case: Case, threads: int) -> list[dict[str, Any]]:
-        """All networks are built and called twice, several at a time; what the first process of each says of it."""
-        counted: set[str] = set()
+        """All networks are built and called twice, one after the other, so that memory need not hold the activations of
+        all at once; what the first process of each says of it."""
+        of_model: dict[str, dict[str, Any]] = {}
+        answers = []
         for number, team in enumerate(self.teams):
             rival = team[0].rival
             about = {**asdict(case), "pass": case.which, "model": rival.model, "ours": rival.ours,
-                     "our_linear": rival.our_linear, "threads": threads, "count": rival.model not in counted,
+                     "our_linear": rival.our_linear, "threads": threads, "count": rival.model not in of_model,
                      "world": rival.processes, "store": str(self._file(f"store {number}"))}  # fmt: skip
-            counted.add(rival.model)
             for rank, worker in enumerate(team):
                 worker.tell(do="prepare", rank=rank, cores=self._share(rank, threads), **about)
-        everyone = [[worker.answer() for worker in team] for team in self.teams]
-        answers = [of_team[0] for of_team in everyone]
+            answer, *_ = [worker.answer() for worker in team]
+            counted = of_model.setdefault(rival.model, answer)
+            answers.append({**answer, "flops": counted["flops"], "parameters": counted["parameters"]})
         self.seconds = [answer["seconds"] for answer in answers]
-        pairs = list(zip(self.rivals, answers, strict=True))
-        of_model = {rival.model: answer for rival, answer in pairs if "flops" in answer}
-        for rival, answer in pairs:
-            answer |= {name: of_model[rival.model][name] for name in ("flops", "parameters")}
         return answers
 
     def race(self, rounds: int, threads: Sequence[int], advance: Callable[[], None]) -> list[list[Turns]]:

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from elsa.kernels import backend_info, linear_info
+from elsa.kernels import backend_info
 
 
 def describe(device: torch.device) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return {"device": name, "torch": torch.__version__, "operator": backend_info(), "linear": linear_info(),
+    return {"device": name, "torch": torch.__version__, "kernels": backend_info(),
             "cpus": len(cores())}  # fmt: skip
 
 
