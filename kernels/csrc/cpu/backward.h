@@ -102,7 +102,7 @@ struct Backward {
   ELSA_INLINE void prefetch_output(const Placed& image, int64_t y, int64_t x) const {
     const int64_t logits = taps().count(), step = geometry().heads * logits;
     const int64_t position = image.origin + y * image.row_step + x * image.column_step;
-    prefetch_block<1>(arguments.grad_logits, position * step + head * logits, image.column_step * step, logits);
+    prefetch_block<1, T>(arguments.grad_logits, position * step + head * logits, image.column_step * step, logits);
   }
 
   // What the same block of the next row reads first and writes.
@@ -112,14 +112,10 @@ struct Backward {
     const int64_t below = next + taps().reach() * image.row_step, channel = head * g.head_dim;
     const int64_t value = image.value_origin + (y + 1 + taps().reach()) * image.value_row + x * image.value_column;
     const int64_t logits = taps().count(), step = g.heads * logits, columns = image.column_step;
-    prefetch_block<0>(arguments.logits, below * step + head * logits, columns * step, logits);
-    prefetch_block<0>(arguments.value, value + channel, image.value_column, g.head_dim);
-    prefetch_block<0>(arguments.grad_out, below * g.channels + channel, columns * g.channels, g.head_dim);
-    prefetch_block<1>(arguments.grad_value, next * g.channels + channel, columns * g.channels, g.head_dim);
-  }
-  template <int Write>
-  static ELSA_INLINE void prefetch_block(const void* array, int64_t first, int64_t step, int64_t count) {
-    for (int64_t p = 0; p < P; ++p) prefetch_lines<Write>(static_cast<const T*>(array), first + p * step, count);
+    prefetch_block<0, T>(arguments.logits, below * step + head * logits, columns * step, logits);
+    prefetch_block<0, T>(arguments.value, value + channel, image.value_column, g.head_dim);
+    prefetch_block<0, T>(arguments.grad_out, below * g.channels + channel, columns * g.channels, g.head_dim);
+    prefetch_block<1, T>(arguments.grad_value, next * g.channels + channel, columns * g.channels, g.head_dim);
   }
 
   // ---- grad_value -----------------------------------------------------------------------------------------------
@@ -182,45 +178,54 @@ struct Backward {
     const int64_t reach = taps().reach();
     const A* mul = static_cast<const A*>(arguments.ghost_mul) + (Mul ? head * taps().count() * g.ghost_stride + c : 0);
     const RowView<T> gradient = gradient_row(image, y, c);
-    Vec<A> go[P][Vectors];
-    gradient.template visit<P>(x, [&](auto p, const T* from) ELSA_LAMBDA {
-      load_chunk<T, Vectors, Partial>(from, width, go[p]);
-    });
+    constexpr int Parts = kPairs ? 1 : Vectors;
+    Vec<A> go[P][Parts];
+    gradient.template visit<P>(
+        x, [&](auto p, const T* from) ELSA_LAMBDA { load_factors<Parts, Partial>(from, width, go[p]); });
     const int64_t first = first_tap_row(y), last = last_tap_row(image, y);
     for (int64_t j = first; j < last; ++j) {
       const RowView<T> source = value_row(image, y + j - reach, c);
       for_segments<K>(taps().kernel(), [&](auto segment, int64_t i) ELSA_LAMBDA {
         constexpr int S = segment();
         const int64_t tap = j * taps().kernel() + i;
-        stage<Vectors, Partial, S>(source, x - reach + i, width);
+        stage<Parts, Partial, S>(source, x - reach + i, width);
         unroll<P>([&](auto p) ELSA_LAMBDA {
-          dot_products<Vectors, S>(go[p], scratch.staged + p * Vectors * N, mul + (Mul ? tap * g.ghost_stride : 0),
-                                   scratch.gradients + p * stride() + tap);
+          dot_products<Parts, S>(go[p], scratch.staged + p * Parts * N, mul + (Mul ? tap * g.ghost_stride : 0),
+                                 scratch.gradients + p * stride() + tap);
         });
       });
     }
   }
 
-  // The P + S - 1 positions that a block's segment reads, converted and with zeros outside the map.
-  template <int Vectors, bool Partial, int S>
+  // A chunk as dot_products reads it: pairs of channels stay as they are where the processor multiplies those.
+  static constexpr bool kPairs = kMultipliesPairs<T> && K > 0 && !Mul;
+  template <int Parts, bool Partial>
+  static ELSA_INLINE void load_factors(const T* p, int64_t width, Vec<A> (&v)[Parts]) {
+    if constexpr (kPairs) v[0] = bit_cast<Vec<float>>(load_split(p));
+    else load_chunk<T, Parts, Partial>(p, width, v);
+  }
+
+  // The P + S - 1 positions that a block's segment reads, with zeros outside the map.
+  template <int Parts, bool Partial, int S>
   ELSA_INLINE void stage(const RowView<T>& source, int64_t first, int64_t width) const {
     source.template visit<P + S - 1>(first, [&](auto u, const T* from) ELSA_LAMBDA {
-      Vec<A> v[Vectors];
-      load_chunk<T, Vectors, Partial>(from, width, v);
-      unroll<Vectors>([&](auto n) ELSA_LAMBDA { store(scratch.staged + (u * Vectors + n) * N, v[n]); });
+      Vec<A> v[Parts];
+      load_factors<Parts, Partial>(from, width, v);
+      unroll<Parts>([&](auto n) ELSA_LAMBDA { store(scratch.staged + (u * Parts + n) * N, v[n]); });
     });
   }
 
   // out[i] += Σ_channels go · mul[i] · value[i] for the S taps of a segment.
-  template <int Vectors, int S>
-  ELSA_INLINE void dot_products(const Vec<A> (&go)[Vectors], const A* value, const A* mul, A* out) const {
+  template <int Parts, int S>
+  ELSA_INLINE void dot_products(const Vec<A> (&go)[Parts], const A* value, const A* mul, A* out) const {
     constexpr int Padded = (S + 3) / 4 * 4;
     Vec<A> s[Padded] = {};
     unroll<S>([&](auto i) ELSA_LAMBDA {
-      unroll<Vectors>([&](auto n) ELSA_LAMBDA {
-        Vec<A> w = go[n];
-        if constexpr (Mul) w *= load(mul + i * geometry().ghost_stride + n * N);
-        s[i] += w * load(value + (i * Vectors + n) * N);
+      unroll<Parts>([&](auto n) ELSA_LAMBDA {
+        const Vec<A> v = load(value + (i * Parts + n) * N);
+        if constexpr (kPairs) s[i] = multiply_pairs(s[i], go[n], v);
+        else if constexpr (Mul) s[i] += go[n] * load(mul + i * geometry().ghost_stride + n * N) * v;
+        else s[i] += go[n] * v;
       });
     });
     unroll<Padded / 4>([&](auto q) ELSA_LAMBDA {

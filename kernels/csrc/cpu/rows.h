@@ -82,6 +82,12 @@ struct RowView {
   }
 };
 
+// What the P positions of a block hold from element `first` of an array of T on, `step` elements apart.
+template <int Write, class T>
+ELSA_INLINE void prefetch_block(const void* array, int64_t first, int64_t step, int64_t count) {
+  for (int64_t p = 0; p < P; ++p) prefetch_lines<Write>(static_cast<const T*>(array), first + p * step, count);
+}
+
 // The softmax of `count` neighbouring positions whose logits are `step` apart.
 template <class T, int Taps>
 ELSA_INLINE void softmax_strip(const T* logits, int64_t step, Accumulate<T>* weights, int64_t count, int64_t taps) {

@@ -206,6 +206,17 @@ ELSA_INLINE Vec<float> widen_split(Bits32 pairs) {
   return bit_cast<Vec<float>>(Odd ? pairs & 0xffff0000u : pairs << 16);
 }
 
+// sum + the products of two vectors of pairs, each pair's in its lane.
+template <class T>
+constexpr bool kMultipliesPairs = false;
+#if defined(ELSA_AVX512_BF16)
+template <>
+constexpr bool kMultipliesPairs<BFloat> = true;
+ELSA_INLINE Vec<float> multiply_pairs(Vec<float> sum, Vec<float> a, Vec<float> b) {
+  return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+#endif
+
 #if defined(ELSA_AVX512)
 ELSA_INLINE void store_split(BFloat* p, Vec<float> even, Vec<float> odd) {
 #if defined(ELSA_AVX512_BF16)
