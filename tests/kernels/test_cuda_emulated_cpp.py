@@ -18,14 +18,19 @@ def execute(program: Path, *arguments: str, order: str = "fwd") -> subprocess.Co
     return subprocess.run([program, *arguments], capture_output=True, text=True, env=env, timeout=600, check=False)
 
 
+OPERATORS = {"test_kernels": emulation.ATTENTION_UNITS, "test_hadamard_kernels": emulation.HADAMARD_UNITS}
+
+
 @pytest.mark.parametrize("order", ["fwd", "rev", "7"])
-def test_address_and_undefined_behaviour(order):
-    result = execute(emulation.program("test_kernels", *emulation.ASAN, units=emulation.ATTENTION_UNITS), order=order)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_address_and_undefined_behaviour(name, order):
+    result = execute(emulation.program(name, *emulation.ASAN, units=OPERATORS[name]), order=order)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_data_races():
-    result = execute(emulation.program("test_kernels", *emulation.TSAN, units=emulation.ATTENTION_UNITS))
+@pytest.mark.parametrize("name", OPERATORS)
+def test_data_races(name):
+    result = execute(emulation.program(name, *emulation.TSAN, units=OPERATORS[name]))
     assert result.returncode == 0, result.stdout + result.stderr
 
 

@@ -1,6 +1,6 @@
 // The emulator itself: warp operations against their definition, identities, and every error it must report.
 // With an argument, one deliberate fault for the sanitizer that the program was built with: `overrun` or `race`.
-#include "../../../kernels/csrc/cuda/cu_compat.h"
+#include "../../../kernels/csrc/cuda/hadamard_mma.cuh"
 
 #include <cstdio>
 #include <string>
@@ -92,6 +92,47 @@ __global__ void early_return(int* out) {
   __syncthreads();
   out[threadIdx.x] = 1;
 }
+// The operands' places as the PTX manual numbers them (a0 … a7, b0 … b3, c0 … c3), for A (16, K), B (K, 8), D (16, 8).
+template <typename T, int K>
+__global__ void matrix_product(const float* a, const float* b, float* d) {
+  const int group = int(threadIdx.x) / 4, in_group = int(threadIdx.x) % 4;
+  T as[K / 2], bs[K / 4];
+  for (int i = 0; i < K / 2; ++i) {
+    const int row = i < 2 || (i >= 4 && i < 6) ? group : group + 8;
+    const int column = in_group * 2 + (i & 1) + (i < 4 ? 0 : 8);
+    as[i] = elsa::cuda::store<T>(a[row * K + column]);
+  }
+  for (int i = 0; i < K / 4; ++i) bs[i] = elsa::cuda::store<T>(b[(in_group * 2 + (i & 1) + (i < 2 ? 0 : 8)) * 8 + group]);
+  uint32_t a_words[K / 4], b_words[K / 8];
+  memcpy(a_words, as, sizeof as), memcpy(b_words, bs, sizeof bs);
+  const auto place = [&](int i) -> float& { return d[(i < 2 ? group : group + 8) * 8 + in_group * 2 + (i & 1)]; };
+  float ds[4] = {place(0), place(1), place(2), place(3)};
+  elsa::cuda::multiply_matrices<T, K>(ds, a_words, b_words);
+  for (int i = 0; i < 4; ++i) place(i) = ds[i];
+}
+// Rows of 8 numbers, number n at place n; lane 8·m + i names the row that is 5 · (8·m + i) modulo 32 rows down.
+template <int COUNT, bool TRANSPOSED>
+__global__ void matrix_load(uint16_t* out) {
+  CU_DYNAMIC_SHARED(memory);
+  uint16_t* const s = memory.take<uint16_t>(256);
+  for (int n = int(threadIdx.x); n < 256; n += 32) s[n] = uint16_t(n);
+  __syncthreads();
+  uint32_t words[COUNT];
+  elsa::cuda::load_matrices<COUNT, TRANSPOSED>(words, s + threadIdx.x * 5 % 32 * 8);
+  memcpy(out + threadIdx.x * COUNT * 2, words, sizeof words);
+}
+__global__ void matrix_load_unaligned(uint16_t* out) {
+  CU_DYNAMIC_SHARED(memory);
+  uint16_t* const s = memory.take<uint16_t>(512);
+  uint32_t words[2];
+  elsa::cuda::load_matrices<2, false>(words, s + threadIdx.x * 4);
+  out[threadIdx.x] = uint16_t(words[0]);
+}
+__global__ void matrix_load_global(uint16_t* out) {
+  uint32_t words[2];
+  elsa::cuda::load_matrices<2, false>(words, out);
+  out[threadIdx.x] = uint16_t(words[0]);
+}
 __global__ void race(int* out) {
   CU_SHARED(int, s, [1]);
   if (threadIdx.x == 0) s[0] = 1;
@@ -147,7 +188,44 @@ void test_grid_and_shared() {
   for (float x : numbers) EXPECT(x != x);
 }
 
+template <typename T, int K>
+void test_matrix_product() {
+  float a[16 * K], b[K * 8], d[16 * 8], expected[16 * 8];
+  for (int n = 0; n < 16 * K; ++n) a[n] = float(n * 7 % 23 - 11);
+  for (int n = 0; n < K * 8; ++n) b[n] = float(n * 5 % 19 - 9);
+  for (int n = 0; n < 16 * 8; ++n) d[n] = expected[n] = float(n);
+  for (int n = 0; n < 16 * 8 * K; ++n) expected[n / K] += a[n / K / 8 * K + n % K] * b[n % K * 8 + n / K % 8];
+  CU_LAUNCH((matrix_product<T, K>), 1, 32, 0, nullptr, a, b, d);
+  for (int n = 0; n < 16 * 8; ++n) EXPECT(d[n] == expected[n]);  // small integers: exact
+}
+
+template <int COUNT, bool TRANSPOSED>
+void test_matrix_load() {
+  static uint16_t words[32 * COUNT * 2];
+  CU_LAUNCH((matrix_load<COUNT, TRANSPOSED>), 1, 32, 512, nullptr, words);
+  for (int n = 0; n < 32 * COUNT * 2; ++n) {
+    const int lane = n / (COUNT * 2), matrix = n / 2 % COUNT, pair = lane % 4 * 2 + n % 2;
+    const int row = TRANSPOSED ? pair : lane / 4, column = TRANSPOSED ? lane / 4 : pair;
+    EXPECT(words[n] == (8 * matrix + row) * 5 % 32 * 8 + column);
+  }
+}
+
+void test_matrices() {
+  test_matrix_product<__half, 16>();
+  test_matrix_product<__half, 8>();
+  test_matrix_product<__nv_bfloat16, 16>();
+  test_matrix_product<__nv_bfloat16, 8>();
+  test_matrix_load<2, false>();
+  test_matrix_load<2, true>();
+  test_matrix_load<4, false>();
+  test_matrix_load<4, true>();
+}
+
 void test_errors() {
+  alignas(16) static uint16_t words[64];
+  EXPECT(has(error_of([] { CU_LAUNCH(matrix_load_unaligned, 1, 32, 1024, nullptr, words); }), "aligned"));
+  EXPECT(has(error_of([] { CU_LAUNCH(matrix_load_global, 1, 32, 0, nullptr, words); }), "not in shared memory"));
+  EXPECT(has(error_of([] { CU_LAUNCH(matrix_load_global, 1, 24, 0, nullptr, words); }), "lanes are missing"));
   EXPECT(has(error_of([] { CU_LAUNCH(bad_mask, 1, 32, 0, nullptr, out); }), "not in mask"));
   EXPECT(has(error_of([] { CU_LAUNCH(divergent_barrier, 1, 64, 0, nullptr, out); }), "divergent __syncthreads"));
   EXPECT(has(error_of([] { CU_LAUNCH(divergent_warp, 1, 32, 0, nullptr, out); }), "divergent warp operation"));
@@ -189,6 +267,7 @@ int main(int argc, char** argv) {
   test_grid_and_shared();
   if (!kThreadSanitizer) test_errors();
   test_halves();
+  test_matrices();
   std::printf("%d failures\n", failures);
   return failures != 0;
 }

@@ -1,19 +1,8 @@
-// The CUDA sources under emulation against a direct double-precision computation. Buffers are allocated to the byte, so
-// that AddressSanitizer sees every overrun. Exit status 1 and a line per failure; with the argument f32, float alone.
-#include "../../../kernels/csrc/cuda/launch.h"
-#include "cuemu.h"
-
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <limits>
-#include <memory>
-#include <random>
-#include <vector>
+// The CUDA sources under emulation against a direct double-precision computation. Exit status 1 and a line per failure;
+// with the argument f32, float alone.
+#include "buffers.h"
 
 using elsa::Problem;
-using elsa::cuda::Type;
-using Numbers = std::vector<double>;
 
 namespace {
 
@@ -35,39 +24,6 @@ const Case kCases[] = {
     {Type::bf16, 1, 3, 3, 1, 33, 9, 1, true, true},   // the same, two chunks of channels
     {Type::f16, 1, 2, 3, 1, 2, 1, 3, false, true},    // one tap
     {Type::f32, 3, 8, 17, 1, 8, 3, 1, false, true},   // several images and tiles
-};
-
-float half_round(float x, Type type) {
-  if (type == Type::f16) return __half2float(__float2half_rn(x));
-  if (type == Type::bf16) return __bfloat162float(__float2bfloat16_rn(x));
-  return x;
-}
-size_t size_of(Type type) {
-  return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2;
-}
-
-// An exact-size device buffer of one of the storage types, filled from (or with 0xff: NaN) and read back as doubles.
-struct Buffer {
-  Type type;
-  size_t count;
-  std::unique_ptr<unsigned char[]> bytes;
-  Buffer(Type t, size_t n) : type(t), count(n), bytes(new unsigned char[n * size_of(t)]) {
-    std::memset(bytes.get(), 0xff, n * size_of(t));
-  }
-  Buffer(Type t, const Numbers& x) : Buffer(t, x.size()) {
-    for (size_t i = 0; i < count; ++i) {
-      if (type == Type::f64) reinterpret_cast<double*>(bytes.get())[i] = x[i];
-      if (type == Type::f32) reinterpret_cast<float*>(bytes.get())[i] = float(x[i]);
-      if (type == Type::f16) reinterpret_cast<__half*>(bytes.get())[i] = __float2half_rn(float(x[i]));
-      if (type == Type::bf16) reinterpret_cast<__nv_bfloat16*>(bytes.get())[i] = __float2bfloat16_rn(float(x[i]));
-    }
-  }
-  double operator[](size_t i) const {
-    if (type == Type::f64) return reinterpret_cast<const double*>(bytes.get())[i];
-    if (type == Type::f32) return double(reinterpret_cast<const float*>(bytes.get())[i]);
-    if (type == Type::f16) return double(__half2float(reinterpret_cast<const __half*>(bytes.get())[i]));
-    return double(__bfloat162float(reinterpret_cast<const __nv_bfloat16*>(bytes.get())[i]));
-  }
 };
 
 struct Data {
@@ -106,38 +62,14 @@ void compute(const Case& c, Data& d) {
         }
 }
 
-bool close(const Case& c, const char* name, const Buffer& got, const Numbers& expected) {
-  double worst = 0, largest = 1e-3;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    const double error = std::fabs(got[i] - expected[i]);
-    worst = std::isnan(error) ? std::numeric_limits<double>::infinity() : std::max(worst, error);
-    largest = std::max(largest, std::fabs(expected[i]));
-  }
-  const double allowed = got.type == Type::f64   ? 1e-12
-                         : got.type == Type::f32 ? 1e-5
-                         : got.type == Type::f16 ? 2e-3
-                                                 : 1e-2;
-  if (worst <= allowed * largest) return true;
-  std::printf(
-      "WRONG %s: error %.2e of %.2e, type %d, %ldx%ldx%ld, %ld heads of %ld, K %ld, dilation %ld, ghosts %d%d\n", name,
-      worst, largest, int(c.type), long(c.batch), long(c.height), long(c.width), long(c.heads), long(c.head_channels),
-      long(c.kernel), long(c.dilation), c.mul, c.add);
-  return false;
-}
-
 bool run(const Case& c, std::mt19937& random) {
   const Problem p{c.batch, c.height, c.width, c.heads * c.head_channels, c.heads, c.kernel, c.dilation};
-  std::normal_distribution<float> normal;
   Data d;
-  auto draw = [&](Numbers& x, int64_t count, Type type) {
-    x.resize(size_t(count));
-    for (double& e : x) e = half_round(normal(random), type);
-  };
   const Type acc = c.type == Type::f64 ? Type::f64 : Type::f32;
   const int64_t values = p.positions() * p.channels, logits = p.positions() * p.heads * p.taps(),
                 ghosts = p.channels * p.taps();
-  draw(d.value, values, c.type), draw(d.grad, values, c.type), draw(d.logits, logits, c.type);
-  draw(d.mul, ghosts, acc), draw(d.add, ghosts, acc);
+  d.value = draw(random, values, c.type), d.grad = draw(random, values, c.type);
+  d.logits = draw(random, logits, c.type), d.mul = draw(random, ghosts, acc), d.add = draw(random, ghosts, acc);
   d.out.resize(values), d.dvalue.resize(values), d.dlogits.resize(logits), d.dmul.resize(ghosts), d.dadd.resize(ghosts);
   compute(c, d);
 
@@ -160,10 +92,10 @@ bool run(const Case& c, std::mt19937& random) {
     std::printf("CAUGHT %s\n", e.what());
     return false;
   }
-  bool ok = close(c, "out", out, d.out) && close(c, "dvalue", dvalue, d.dvalue);
-  ok = close(c, "dlogits", dlogits, d.dlogits) && ok;
-  if (c.mul) ok = close(c, "dmul", dmul, d.dmul) && ok;
-  if (c.add) ok = close(c, "dadd", dadd, d.dadd) && ok;
+  bool ok = close("out", out, d.out) && close("dvalue", dvalue, d.dvalue);
+  ok = close("dlogits", dlogits, d.dlogits) && ok;
+  if (c.mul) ok = close("dmul", dmul, d.dmul) && ok;
+  if (c.add) ok = close("dadd", dadd, d.dadd) && ok;
   return ok;
 }
 
@@ -175,8 +107,13 @@ int main(int argc, char** argv) {
   int count = 0, bad = 0;
   for (const Case& c : kCases) {
     if (only_f32 && c.type != Type::f32) continue;
-    ++count;
-    bad += !run(c, random);
+    const bool ok = run(c, random);
+    ++count, bad += !ok;
+    if (!ok) {
+      std::printf("  type %d, %ldx%ldx%ld, %ld heads of %ld, K %ld, dilation %ld, ghosts %d%d\n", int(c.type),
+                  long(c.batch), long(c.height), long(c.width), long(c.heads), long(c.head_channels), long(c.kernel),
+                  long(c.dilation), c.mul, c.add);
+    }
   }
   std::printf("%d cases, %d bad\n", count, bad);
   return bad != 0;

@@ -5,12 +5,17 @@
 
 namespace cuemu {
 
+inline void need_whole_warp(int line) {
+  Quiet quiet;
+  const Machine& m = machine();
+  if (m.warps[m.current->warp].live != 0xffffffffu) fail("matrix operation" + at_line(line) + ": lanes are missing");
+}
+
 // What a lane shows to the others of its warp while all of them stand in the same operation.
 template <class Shown, class Read>
 void exchange(const Shown& shown, int line, Read read) {
   Quiet quiet;
   Thread& t = *machine().current;
-  if (machine().warps[t.warp].live != 0xffffffffu) fail("matrix operation" + at_line(line) + ": lanes are missing");
   const void* address = &shown;
   std::memcpy(t.given, &address, sizeof address);
   meet_warp(0xffffffffu, line, t.lane);
@@ -31,6 +36,7 @@ inline float widen(uint32_t pair, int which, __nv_bfloat16) {
 
 template <class T, int K>
 void multiply_matrices(float (&d)[4], const uint32_t* a, const uint32_t* b, int line = __builtin_LINE()) {
+  need_whole_warp(line);
   struct Operands {
     uint32_t a[K / 4], b[K / 8];
   } mine;
@@ -49,6 +55,7 @@ void multiply_matrices(float (&d)[4], const uint32_t* a, const uint32_t* b, int 
 
 template <int COUNT, bool TRANSPOSED>
 void load_matrices(uint32_t* to, const void* row, int line = __builtin_LINE()) {
+  need_whole_warp(line);
   if (lane() < 8 * COUNT) {
     if (uintptr_t(row) % 16) fail("load of matrices" + at_line(line) + ": a row is not aligned to 16 bytes");
     const unsigned char* p = static_cast<const unsigned char*>(row);
