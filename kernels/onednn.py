@@ -21,7 +21,8 @@ TYPES = (torch.float32, torch.bfloat16)
 OTHERS_VENDORS = ("AuthenticAMD", "HygonGenuine")  # of processors with AVX-512 that MKL does not use
 # What the private operator must be. torch names it, and how it is called, in its own compiler.
 SCHEMA = "(Tensor X, Tensor W, Tensor? B, str attr, Scalar?[] scalars, str? algorithm) -> Tensor Y"
-HIDDEN = 640 * 1024  # numbers of the hidden map of an MLP at a time: 2.5 MB of float32 stay in the caches
+# Numbers of an MLP's hidden map at a time: in the caches, and just below 2 MiB, where PyTorch's huge pages begin.
+HIDDEN = 500 * 1024
 RECOMPUTED = 128  # channels up to which computing the hidden map again costs next to nothing: 5 % of the MLP at 96
 FEWEST_ROWS = 784  # of a map at a time; fewer would read the weights too often
 
