@@ -81,7 +81,8 @@ def typical(calls: list[list[dict[str, Any]]]) -> dict[str, Any]:
         for one in parts:
             found[one["stage"], one["part"]].append(one["seconds"])
     medians = {key: statistics.median(seconds) for key, seconds in sorted(found.items())}
-    whole, of_stage = sum(medians.values()), defaultdict(float)
+    whole = sum(medians.values())
+    of_stage: dict[str, float] = defaultdict(float)
     for (stage, _), seconds in medians.items():
         of_stage[stage] += seconds
     parts = [{"stage": stage, "part": part, "seconds": seconds, "share": seconds / whole,

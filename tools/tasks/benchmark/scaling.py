@@ -92,13 +92,15 @@ def benchmark_scaling(settings: ScalingSettings) -> None:
 
 def races(settings: ScalingSettings, rivals: list[Rival]) -> list[tuple[list[Rival], list[Race]]]:
     """The contestants of each crew, and what they do."""
-    alone = (settings.alone,)
+    alone: tuple[int, ...] = (settings.alone,)
 
     def case(which: str, side: int, batch: int) -> Case:
         rate = drop_path(settings.name)
         return Case("classifier", (side, side), batch, which, "eager", settings.dtype, str(settings.device), rate)
 
-    first, cases, at_once = settings.sizes[0], [], []
+    first = settings.sizes[0]
+    cases: list[Race] = []
+    at_once: list[Race] = []
     for which in settings.passes:
         cases += [("size", case(which, side, 1), alone) for side in settings.sizes]
         cases += [("batch", case(which, first, batch), alone) for batch in settings.batches]

@@ -173,7 +173,7 @@ def summary(row: dict[str, Any], turns: Turns, flops: float, peak: float) -> dic
 
 def ratios(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Quotients of the times of one round: of ours and this one's, and of one thread's and this one's."""
-    found = {}
+    found: dict[str, Any] = {}
     same = ("threads", "processes")
     ours = next(one for one in rows if one["ours"] and all(one[name] == row[name] for name in same))
     fewest = next(one for one in rows if one["label"] == row["label"])

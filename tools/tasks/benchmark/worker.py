@@ -155,8 +155,9 @@ def serve(orders: TextIO, answers: TextIO) -> None:
                 assert contestant is not None
                 answer = {"turn": contestant.turn, "profile": contestant.profile}[message["do"]](message)
         except Exception as error:  # whatever a network stumbles over ends this contestant, and is told in one line
-            told = one_line(str(error)) or type(error).__name__
-            answer = {"error": told, "user": isinstance(error, UserError)}
+            mendable = isinstance(error, UserError)
+            told = one_line(str(error) if mendable else f"{type(error).__name__}: {error}")
+            answer = {"error": told, "user": mendable}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
