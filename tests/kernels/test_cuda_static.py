@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("cuda_report.py")
-
 
 def missing_tools() -> str | None:
     home = os.environ.get("CUDA_HOME")
@@ -22,7 +20,9 @@ def missing_tools() -> str | None:
 
 
 @pytest.mark.skipif(missing_tools() is not None, reason=str(missing_tools()))
-def test_compiled_kernels_keep_the_rules():
-    result = subprocess.run([sys.executable, SCRIPT, "--check"], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("script", ["cuda_report.py", "hadamard_cuda_report.py"])
+def test_compiled_kernels_keep_the_rules(script):
+    path = Path(__file__).with_name(script)
+    result = subprocess.run([sys.executable, path, "--check"], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
     assert "nothing to report" in result.stdout
