@@ -23,8 +23,8 @@ constexpr const char* kHadamardForwardSchema =
     "hadamard_forward(Tensor packed, Tensor weight, Tensor? bias, float scale, int dilation, bool save) -> "
     "(Tensor, Tensor)";
 
-// grad_local and before (B, H, W, C_q), grad_rest (B, H, W, D - 2·C_q). Returns the gradients of packed (that of the rest
-// is grad_rest, zeros where it is absent), weight and bias, in packed's type.
+// grad_local and before (B, H, W, C_q), grad_rest (B, H, W, D - 2·C_q). Returns the gradients of packed (that of the
+// rest is grad_rest, zeros where it is absent), weight and bias, in packed's type.
 constexpr const char* kHadamardBackwardSchema =
     "hadamard_backward(Tensor grad_local, Tensor? grad_rest, Tensor packed, Tensor weight, Tensor before, float scale, "
     "int dilation) -> (Tensor, Tensor, Tensor)";

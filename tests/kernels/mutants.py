@@ -62,8 +62,8 @@ BUILDS = {"address": emulation.ASAN, "thread": emulation.TSAN}
 WORK = tempfile.TemporaryDirectory(prefix="elsa-mutants-")  # removed when the process ends
 
 
-def patch(mutant: Mutant, folder: Path) -> None:
-    path = folder / "cuda" / mutant.file
+def patch(mutant: Mutant, folder: Path, part: str = "cuda") -> None:
+    path = folder / part / mutant.file
     text = path.read_text()
     if text.count(mutant.before) != 1:
         raise ValueError(f"mutant {mutant.name!r}: its text occurs {text.count(mutant.before)} times in {mutant.file}")
@@ -88,10 +88,10 @@ def build(folder: Path, name: str) -> Path:
     return emulation.link([*unchanged_objects(name), *kernels], folder / f"test_{name}", flags)
 
 
-def verdict(program: Path, order: str = "fwd") -> str | None:
+def verdict(program: Path, order: str = "fwd", argument: str = "f32") -> str | None:
     """What the test program says, in a few words; None if it is content."""
     env = {**os.environ, "CUEMU_ORDER": order, "TSAN_OPTIONS": "exitcode=66"}
-    result = subprocess.run([program, "f32"], capture_output=True, text=True, env=env, timeout=300, check=False)
+    result = subprocess.run([program, argument], capture_output=True, text=True, env=env, timeout=300, check=False)
     if result.returncode == 0:
         return None
     text = result.stdout + result.stderr

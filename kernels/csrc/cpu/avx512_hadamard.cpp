@@ -4,7 +4,7 @@
 #include "hadamard.h"
 
 namespace elsa::cpu {
-const HadamardTable avx512_hadamard{avx512::hadamard_kernel<float>, avx512::hadamard_kernel<double>, avx512::hadamard_kernel<Half>,
-                                  avx512::hadamard_kernel<BFloat>};
+const HadamardTable avx512_hadamard{avx512::hadamard_kernel<float>, avx512::hadamard_kernel<double>,
+                                     avx512::hadamard_kernel<Half>, avx512::hadamard_kernel<BFloat>};
 }
 #endif

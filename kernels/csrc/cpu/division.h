@@ -1,5 +1,5 @@
-// The division of the work: by the sizes alone, never by the number of threads. With it the order of every sum is fixed,
-// so results are the same for any number of threads. No torch header.
+// The division of the work: by the sizes alone, never by the number of threads. With it the order of every sum is
+// fixed, so results are the same for any number of threads. No torch header.
 #pragma once
 
 #include "../problem.h"

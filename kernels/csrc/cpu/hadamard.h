@@ -76,9 +76,9 @@ void hadamard_reduce(const HadamardBackward& arguments, int64_t first, int64_t l
 }
 
 template <class T>
-constexpr HadamardKernel hadamard_kernel{hadamard_chunk<T>,         hadamard_forward_scratch<T>, hadamard_backward_scratch<T>,
-                                         hadamard_partial_bytes<T>, hadamard_forward<T>,         hadamard_backward<T>,
-                                         hadamard_reduce<T>};
+constexpr HadamardKernel hadamard_kernel{
+    hadamard_chunk<T>,   hadamard_forward_scratch<T>, hadamard_backward_scratch<T>, hadamard_partial_bytes<T>,
+    hadamard_forward<T>, hadamard_backward<T>,        hadamard_reduce<T>};
 
 }  // namespace
 }  // namespace elsa::cpu::ELSA_ISA

@@ -1,8 +1,8 @@
-// GELU(z) = z Φ(z), and its slope Φ(z) + z φ(z), with the normal distribution Φ itself and not an approximation by tanh.
+// GELU(z) = z Φ(z), and its slope Φ(z) + z φ(z): the normal distribution Φ itself, not an approximation by tanh.
 //
-// In float both are a correction in |z| to what they are far from zero: GELU(z) = max(z, 0) - |z| (1 - Φ(|z|)), and the
-// slope is 1 + s(|z|) for z ≥ 0 and -s(|z|) below. 1 - Φ and s are piecewise cubic over 32 segments, with an error below
-// 1e-6; the tables are computed by the compiler. In double, which is there to check gradients, the C library computes them.
+// In float both are a correction in |z| to what they are far from zero: GELU(z) = max(z, 0) - |z| (1 - Φ(|z|)), and
+// the slope is 1 + s(|z|) for z ≥ 0 and -s(|z|) below. 1 - Φ and s are piecewise cubic over 32 segments, with an error
+// below 1e-6; the compiler computes the tables. In double, which is there to check gradients, the C library does.
 #pragma once
 
 #include "transpose.h"
@@ -55,7 +55,8 @@ constexpr Cubics cubics() {
       for (int n = 3; n > 0; --n) power[n] = power[n - 1] - x[i] * power[n];
       power[0] = d[i] - x[i] * power[0];
     }
-    for (int n = 0; n < 4; ++n) table.by_power[n][segment] = table.by_segment[segment][n] = static_cast<float>(power[n]);
+    for (int n = 0; n < 4; ++n)
+      table.by_power[n][segment] = table.by_segment[segment][n] = static_cast<float>(power[n]);
   }
   return table;
 }
@@ -103,13 +104,13 @@ ELSA_INLINE Vec<float> gelu_slope(Vec<float> z) {
 }
 
 ELSA_INLINE Vec<double> gelu(Vec<double> z) {
-  Vec<double> result;
+  Vec<double> result{};
   for (int i = 0; i < kLanes<double>; ++i) result[i] = 0.5 * z[i] * __builtin_erfc(-0.70710678118654752440 * z[i]);
   return result;
 }
 
 ELSA_INLINE Vec<double> gelu_slope(Vec<double> z) {
-  Vec<double> result;
+  Vec<double> result{};
   for (int i = 0; i < kLanes<double>; ++i) {
     const double x = z[i];
     result[i] = 0.5 * __builtin_erfc(-0.70710678118654752440 * x) +

@@ -90,7 +90,9 @@ struct Packed {
     for (int64_t i = 0; i < g.group_width; ++i) {
       for (int64_t lane = 0; lane < N; ++lane) {
         const int64_t channel = chunk * N + lane, place = channel % g.group_width;
-        if (channel < g.channels) load_taps(weight + (Mirrored ? (channel - place + i) * g.group_width + place : channel * g.group_width + i) * kTaps, rows[lane]);
+        const int64_t mirrored = (channel - place + i) * g.group_width + place;
+        const T* from = weight + (Mirrored ? mirrored : channel * g.group_width + i) * kTaps;
+        if (channel < g.channels) load_taps(from, rows[lane]);
         else __builtin_memset(rows[lane], 0, sizeof(rows[lane]));
       }
       for (int64_t tap = 0; tap < kTaps; tap += 4) {
@@ -121,7 +123,7 @@ struct Packed {
         });
         four = transpose(four);
         for (int lane = 0; lane < N; ++lane)
-          __builtin_memcpy(rows[lane] + tap, reinterpret_cast<const float*>(&four.vectors[lane % 4]) + lane / 4 * 4, 16);
+          __builtin_memcpy(rows[lane] + tap, reinterpret_cast<const char*>(&four.vectors[lane % 4]) + lane / 4 * 16, 16);
       }
       for (int64_t lane = 0; lane < N && chunk * N + lane < g.channels; ++lane) {
         T* to = weight + ((chunk * N + lane) * g.group_width + i) * kTaps;
@@ -168,8 +170,8 @@ ELSA_INLINE void convolve_row(Vec<float> (&acc)[kRun], const float* weights, con
 // acc[p] += Σ over rows [first, last) of taps, input channels and columns of weight · source. `row_of(j)` points to the
 // source that position 0 meets at the tap in column 0.
 template <int K, class RowOf>
-ELSA_INLINE void convolve(Vec<float> (&acc)[kRun], const float* weights, int64_t group_width, int64_t first, int64_t last,
-                          RowOf&& row_of) {
+ELSA_INLINE void convolve(Vec<float> (&acc)[kRun], const float* weights, int64_t group_width, int64_t first,
+                          int64_t last, RowOf&& row_of) {
   constexpr int N = kLanes<float>;
   weights += first * group_width * K * N;
   if (group_width == 4) {

@@ -1,7 +1,7 @@
-// The convolution in lanes with the processor's dot product of bfloat16 pairs: two multiplications and additions a lane.
+// The convolution in lanes with the processor's dot product of bfloat16 pairs: two products a lane.
 //
-// A pair is two input channels of a group where outputs are summed up, and two neighbouring positions where the weight's
-// gradient is. Factors are rounded to bfloat16, sums are kept in float.
+// A pair is two input channels of a group where outputs are summed up, and two neighbouring positions where the
+// weight's gradient is. Factors are rounded to bfloat16, sums are kept in float.
 #pragma once
 
 #include "hadamard_lanes.h"
@@ -44,8 +44,8 @@ void Packed<T, K>::pack(const T* weight, BFloat* to) const {
 }
 
 template <int K, class RowOf>
-ELSA_INLINE void convolve(Vec<float> (&acc)[kRun], const BFloat* weights, int64_t group_width, int64_t first, int64_t last,
-                          RowOf&& row_of) {
+ELSA_INLINE void convolve(Vec<float> (&acc)[kRun], const BFloat* weights, int64_t group_width, int64_t first,
+                          int64_t last, RowOf&& row_of) {
   constexpr int N = kLanes<float>;
   weights += first * group_width * K * N;
   const Int32 start = group_starts(group_width) / 2;
@@ -74,9 +74,9 @@ ELSA_INLINE void convolve(Vec<float> (&acc)[kRun], const BFloat* weights, int64_
 template <int K>
 struct Product<BFloat, K> {
   static constexpr int N = kLanes<float>, R = K / 2;
-  float* row;         // with R zeros in front and as many behind as `products` reads
-  Pairs* products;    // entry a: positions a - R and a - R + 1
-  Pairs* outputs;     // R zeros in front of the pairs of one row
+  float* row;       // with R zeros in front and as many behind as `products` reads
+  Pairs* products;  // entry a: positions a - R and a - R + 1
+  Pairs* outputs;   // R zeros in front of the pairs of one row
 
   static int64_t steps(int64_t columns) { return (columns + K) / 2; }
   static int64_t bytes(int64_t columns) { return (5 * steps(columns) + 1 + R) * 64; }

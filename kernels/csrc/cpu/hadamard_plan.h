@@ -10,7 +10,7 @@ struct HadamardGeometry {
   int64_t group_width, kernel;
   int64_t dilation, phases_y, phases_x, images, image_rows;  // as in Geometry
   int64_t slots;                                             // the same; unit = chunk · slots + slot
-  int64_t chunk, chunks;                                     // channels done together: whole groups, by the kernel's choice
+  int64_t chunk, chunks;                                     // channels done together: whole groups
 };
 
 struct HadamardForward {
@@ -32,7 +32,7 @@ struct HadamardBackward {
   const void* before;
   double scale;
   void* grad_packed;
-  void* partial;  // sums of the gradients of weight and bias in the accumulation type: [chunk][slot], in the kernel's order
+  void* partial;  // [chunk][slot]: sums of the gradients of weight and bias in the kernel's order
   void* grad_weight;
   void* grad_bias;
 };

@@ -57,7 +57,8 @@ struct PlanesForward {
   void interleave(const Image& image, int64_t y, T* to) const {
     for (int64_t x = 0; x < image.columns; ++x) {
       const int64_t position = image.origin + y * image.row_step + x * image.column_step;
-      for (int64_t c = 0; c < count; ++c) store_one(to + position * planes.g.channels + first + c, out[c * planes.stride + x]);
+      for (int64_t c = 0; c < count; ++c)
+        store_one(to + position * planes.g.channels + first + c, out[c * planes.stride + x]);
     }
   }
 };
