@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import emulation
+import hadamard_cuda_mutants
 import mutants
 import pytest
 
@@ -49,3 +50,10 @@ def test_emulator(flags):
 @pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
 def test_seeded_fault_is_caught(mutant, tmp_path):
     assert mutants.catch(mutant, tmp_path / "sources") is not None
+
+
+@pytest.mark.parametrize(
+    "storage, mutant", hadamard_cuda_mutants.CASES, ids=lambda x: x if isinstance(x, str) else x.name.replace(" ", "-")
+)
+def test_seeded_fault_in_the_hadamard_convolution_is_caught(storage, mutant, tmp_path):
+    assert hadamard_cuda_mutants.catch(storage, mutant, tmp_path / "sources") is not None

@@ -201,6 +201,17 @@ def test_edges(device, dtype):
     assert not empty[3].any() and empty[3].shape == case.weight.shape and not empty[4].any()
 
 
+def test_device_without_these_tensor_cores(monkeypatch):
+    """Half precision goes to the generic kernels there."""
+    torch.ops.load_library(emulation.library())
+    case = draw(2, 1, 5, 17, 2, 4, 7, 1, 4, torch.float16)
+    got = case.run("cpu")
+    monkeypatch.setenv("CUEMU_CAPABILITY", "7")
+    older = case.run("cpu")
+    assert_equal(older, case.reference(), TOLERANCE[torch.float16])
+    assert not all(torch.equal(a, b) for a, b in zip(got, older, strict=True))
+
+
 def test_bad_arguments(device):
     """Refused before a kernel sees them, with the argument named."""
     case = draw(1, 1, 4, 4, 2, 4, 3, 1, 2, torch.float32)

@@ -84,7 +84,8 @@ __device__ __forceinline__ void finish(const ConvArgs<T>& a, const Place& place,
   const int shift = a.cols == kMaxCols ? 5 : 4;
 #pragma unroll 1
   for (int n = threadIdx.x; n < kRows * a.cols * kPieces; n += blockDim.x) {
-    const int channel = place.first + n % kPieces * kPiece, row = n / kPieces >> shift, col = n / kPieces & (a.cols - 1);
+    const int channel = place.first + n % kPieces * kPiece;
+    const int row = n / kPieces >> shift, col = n / kPieces & (a.cols - 1);
     const int64_t at = position(a.layout, place.tile, row, col);
     if (at < 0 || channel >= a.layout.channels) continue;
     const Quad quad = get(row, col, n % kPieces);

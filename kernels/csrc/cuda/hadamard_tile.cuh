@@ -107,8 +107,8 @@ struct Either {
 };
 
 // combine(a, b) of a block's channels into rows × cols positions of `window`, which starts `margin` rows and columns
-// before the tile; zero outside the map and beyond the channels. `seen` gets every piece before it is rounded. The loads
-// of BATCH positions are in flight together.
+// before the tile; zero outside the map and beyond the channels. `seen` gets every piece before it is rounded. The
+// loads of BATCH positions are in flight together.
 template <int BATCH, typename T, int W, int COLS, typename Combine, typename Seen>
 __device__ __forceinline__ void stage(const Window<T, W, COLS>& window, int rows, int cols, int margin,
                                       const Maps<T>& maps, const Place& place, Combine combine, Seen seen) {

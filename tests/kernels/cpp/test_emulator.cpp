@@ -102,7 +102,10 @@ __global__ void matrix_product(const float* a, const float* b, float* d) {
     const int column = in_group * 2 + (i & 1) + (i < 4 ? 0 : 8);
     as[i] = elsa::cuda::store<T>(a[row * K + column]);
   }
-  for (int i = 0; i < K / 4; ++i) bs[i] = elsa::cuda::store<T>(b[(in_group * 2 + (i & 1) + (i < 2 ? 0 : 8)) * 8 + group]);
+  for (int i = 0; i < K / 4; ++i) {
+    const int row = in_group * 2 + (i & 1) + (i < 2 ? 0 : 8);
+    bs[i] = elsa::cuda::store<T>(b[row * 8 + group]);
+  }
   uint32_t a_words[K / 4], b_words[K / 8];
   memcpy(a_words, as, sizeof as), memcpy(b_words, bs, sizeof bs);
   const auto place = [&](int i) -> float& { return d[(i < 2 ? group : group + 8) * 8 + in_group * 2 + (i & 1)]; };

@@ -1,5 +1,5 @@
-// The CUDA sources of the Hadamard convolution under emulation against a direct double-precision computation. Exit status
-// 1 and a line per failure; with an argument (f32, f16), that type alone.
+// The CUDA sources of the Hadamard convolution under emulation against a direct double-precision computation. Exit
+// status 1 and a line per failure; with an argument (f32, f16), that type alone.
 #include "../../../kernels/csrc/cuda/hadamard_launch.h"
 #include "buffers.h"
 
@@ -43,7 +43,8 @@ void each_product(const HadamardProblem& p, Visit visit) {
     const int64_t at = n / p.channels, c = n % p.channels, x = at % p.width, y = at / p.width % p.height;
     for (int64_t t = 0; t < p.taps() * p.group_width; ++t) {
       const int64_t tap = t % p.taps(), in = c / p.group_width * p.group_width + t / p.taps();
-      const int64_t dy = (tap / p.kernel - p.kernel / 2) * p.dilation, dx = (tap % p.kernel - p.kernel / 2) * p.dilation;
+      const int64_t half = p.kernel / 2, dy = (tap / p.kernel - half) * p.dilation;
+      const int64_t dx = (tap % p.kernel - half) * p.dilation;
       if (y + dy < 0 || y + dy >= p.height || x + dx < 0 || x + dx >= p.width) continue;
       visit(size_t(n), size_t(c * p.group_width * p.taps() + t), (at + dy * p.width + dx) * p.packed + in);
     }
@@ -89,8 +90,8 @@ bool run(const Case& c, std::mt19937& random) {
   if (c.optional) d.grad_rest = draw(random, p.positions() * p.rest(), c.type);
   compute(p, scale, d);
 
-  const Buffer packed(c.type, d.packed), weight(c.type, d.weight), bias(c.type, d.bias), grad_local(c.type, d.grad_local),
-      grad_rest(c.type, d.grad_rest);
+  const Buffer packed(c.type, d.packed), weight(c.type, d.weight), bias(c.type, d.bias);
+  const Buffer grad_local(c.type, d.grad_local), grad_rest(c.type, d.grad_rest);
   Buffer local(c.type, outputs), before(c.type, outputs), grad_packed(c.type, d.packed.size());
   Buffer grad_weight(c.type, weights), grad_bias(c.type, p.channels);
   const elsa::cuda::HadamardInputs in{packed.bytes.get(), weight.bytes.get(), c.optional ? bias.bytes.get() : nullptr,
@@ -133,9 +134,9 @@ int main(int argc, char** argv) {
     const bool ok = run(c, random);
     ++count, bad += !ok;
     if (!ok) {
-      std::printf("  type %d, %ldx%ldx%ld, %ld groups of %ld, K %ld, dilation %ld, rest %ld, optional %d\n", int(c.type),
-                  long(c.batch), long(c.height), long(c.width), long(c.groups), long(c.group_width), long(c.kernel),
-                  long(c.dilation), long(c.rest), c.optional);
+      std::printf("  type %d, %ldx%ldx%ld, %ld groups of %ld, K %ld, dilation %ld, rest %ld, optional %d\n",
+                  int(c.type), long(c.batch), long(c.height), long(c.width), long(c.groups), long(c.group_width),
+                  long(c.kernel), long(c.dilation), long(c.rest), c.optional);
     }
   }
   std::printf("%d cases, %d bad\n", count, bad);
