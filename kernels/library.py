@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -141,15 +143,16 @@ def _no_double_backward(ctx, *grads):
     )
 
 
-def autocast_inputs(device: str, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def autocast_inputs(device: str, *tensors: Tensor | None) -> tuple[Any, ...]:
     """The autocast rule: these inputs in the autocast type of their device; float64 and what is absent stay."""
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return tensors
     dtype = torch.get_autocast_dtype(device)
 
     def cast(tensor: Tensor | None) -> Tensor | None:
-        fixed = tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64
-        return tensor if fixed else tensor.to(dtype)
+        if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+            return tensor
+        return tensor.to(dtype)
 
     return tuple(map(cast, tensors))
 
@@ -284,7 +287,7 @@ def _taps(value_shape, kernel_size: int) -> int:
     return batch * height * width * channels * kernel_size**2
 
 
-FAKES = {
+FAKES: dict[str, Callable[..., Any]] = {
     "attention_forward": _fake_forward,
     "attention_backward": _fake_backward,
     "hadamard_forward": _fake_hadamard_forward,
