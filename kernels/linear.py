@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from . import onednn
+from . import graphs, onednn
 
 ACTIVATIONS = (None, "gelu")
 CHOICES = ("auto", "torch", "onednn")
@@ -29,9 +30,9 @@ def linear(
 
     Where it is faster (``linear_info``) oneDNN's product computes it, forward and backward, in float32 and bfloat16.
     The weight is read at every call: it may change in any way in between. ``ELSA_LINEAR=torch|onednn`` chooses.
-    Everything else is PyTorch's ``linear``, ``gelu`` and sum: small layers, other types and devices, subclasses of
-    tensors, ``torch.compile``, ``torch.export``, ``torch.func``, forward-mode and second derivatives, and whatever
-    watches operators (``FlopCounterMode``, which therefore counts the same).
+    Graphs of ``torch.compile`` have it as an operator (``graphs.py``). Everything else is PyTorch's ``linear``, ``gelu``
+    and sum: small layers, other types and devices, subclasses of tensors, ``torch.export``, ``torch.func``, forward-mode
+    and second derivatives, and whatever watches operators (``FlopCounterMode``, which therefore counts the same).
 
     Args:
         weight: of a linear layer; a 1×1 convolution's as ``weight.flatten(1)``.
@@ -46,6 +47,8 @@ def linear(
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be None or 'gelu', got {activation!r}")
     gelu = activation == "gelu"
+    if torch.compiler.is_compiling() and graphs.takes(x, weight):
+        return _in_graph(x, weight, bias, gelu, residual)
     if not _taken(x, weight, bias):
         out = onednn.plain_linear(x, weight, bias, gelu)
         return out if residual is None else out + residual
@@ -79,6 +82,10 @@ def mlp(
     Raises:
         ValueError, RuntimeError: as ``linear``.
     """
+    if torch.compiler.is_compiling() and graphs.takes(x, weight1) and graphs.takes(x, weight2):
+        inputs = _autocast(x, weight1, bias1, weight2, bias2)
+        out, _ = graphs.mlp(*inputs, _differentiates(*inputs))
+        return out if residual is None else out + residual
     taken = _taken(x, weight1, bias1) and _same_kind(x, weight2, bias2)
     taken = taken and weight2.ndim == 2 and weight2.shape[1] == len(weight1)
     if not taken or not _fits(residual, x.shape[:-1], len(weight2)):
@@ -102,6 +109,15 @@ def linear_info() -> str:
     else:
         name = "onednn" if faster and obstacle is None else "torch"
     return f"{name}: {obstacle or reason}" if name == "onednn" or faster else f"torch: {reason}"
+
+
+def _in_graph(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, residual: Tensor | None) -> Tensor:
+    inputs = _autocast(x, weight, bias)
+    learns = _differentiates(*inputs)
+    out = graphs.linear(*inputs, gelu and not learns)
+    if gelu and learns:
+        out = F.gelu(out)
+    return out if residual is None else out + residual
 
 
 # ---- by whom

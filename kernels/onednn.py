@@ -146,13 +146,22 @@ class Linear(torch.autograd.Function):
         if torch.is_grad_enabled():
             formula = functools.partial(plain_linear, gelu=ctx.gelu)
             return *_again(formula, (x, weight, bias), needed, grad), None
-        grad = grad.contiguous()
-        if ctx.gelu:
-            grad = torch.ops.aten.gelu_backward(grad, before)
-        rows = _rows(grad)
-        of_x = product(grad, weight.t()) if needed[0] else None
-        of_weight = weight_gradient(rows, _rows(x)) if needed[1] else None
-        return of_x, of_weight, rows.sum(0) if needed[2] else None, None
+        return *linear_gradients(x, weight, before, needed, grad), None
+
+
+def linear_gradients(
+    x: Tensor, weight: Tensor, before: Tensor | None, needed: Sequence[bool], grad: Tensor
+) -> list[Tensor | None]:
+    """Those of x, weight, bias; None where it is not ``needed``. ``before``: the result before GELU, if any."""
+    grad = grad.contiguous()
+    if before is not None:
+        grad = torch.ops.aten.gelu_backward(grad, before)
+    rows = _rows(grad)
+    return [
+        product(grad, weight.t()) if needed[0] else None,
+        weight_gradient(rows, _rows(x)) if needed[1] else None,
+        rows.sum(0) if needed[2] else None,
+    ]
 
 
 # ---- MLP
@@ -174,22 +183,24 @@ def _parts(rows: int, hidden: int) -> int:
 
 def mlp(
     x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None, residual: Tensor | None,
-    *, kept: list[Tensor] | None = None,
+    *, kept: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """``plain_mlp`` some rows at a time: the hidden map, wider than all others, is never written to memory as a whole.
 
     Args:
-        kept: gets the hidden maps before GELU, for backward.
+        kept: (rows, hidden), is filled with the hidden map before GELU, for backward.
     """
     rows = _rows(x)
     dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
     out = x.new_empty(*x.shape[:-1], len(weight2), dtype=dtype)
     count = _parts(len(rows), len(weight1))
     others = _rows(out).split(count) if residual is None else _rows(residual).split(count)
-    for part, target, other in zip(rows.split(count), _rows(out).split(count), others, strict=True):
+    for number, (part, target, other) in enumerate(
+        zip(rows.split(count), _rows(out).split(count), others, strict=True)
+    ):
         hidden = product(part, weight1, bias1, gelu=kept is None)
         if kept is not None:
-            kept.append(hidden)
+            kept[number * count : (number + 1) * count] = hidden
             hidden = F.gelu(hidden)
         result = product(hidden, weight2, bias2)
         if residual is None:
@@ -199,41 +210,45 @@ def mlp(
     return out
 
 
+def kept_of_mlp(x: Tensor, weight1: Tensor) -> Tensor | None:
+    """Room for what ``mlp`` keeps for backward; None for narrow maps, whose hidden map is computed again."""
+    return None if x.shape[-1] <= RECOMPUTED else x.new_empty(x.numel() // x.shape[-1], len(weight1))
+
+
 class MLP(torch.autograd.Function):
     """(x, weight1, bias1, weight2, bias2, residual) → what ``plain_mlp`` gives; backward computes GELU again."""
 
     @staticmethod
     def forward(ctx, *inputs):
-        narrow = inputs[0].shape[-1] <= RECOMPUTED
-        kept: list[Tensor] | None = None if narrow else []
+        kept = kept_of_mlp(inputs[0], inputs[1])
         out = mlp(*inputs, kept=kept)
-        ctx.save_for_backward(*inputs[:5], *(kept or ()))
+        ctx.save_for_backward(*inputs[:5], kept)
         ctx.residual = None if inputs[5] is None else inputs[5].dtype
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        saved = ctx.saved_tensors  # to be asked for once: where blocks are recomputed, this recomputes them
-        inputs, kept = saved[:5], saved[5:]
+        *inputs, kept = ctx.saved_tensors  # to be asked for once: where blocks are recomputed, this recomputes them
         of_residual = grad.to(ctx.residual) if ctx.needs_input_grad[5] else None
         grad = grad.to(inputs[0].dtype).contiguous()
         needed = ctx.needs_input_grad[:5]
         if torch.is_grad_enabled():
             formula = functools.partial(plain_mlp, residual=None)
             return *_again(formula, inputs, needed, grad), of_residual
-        return *_mlp_gradients(inputs, kept, needed, grad), of_residual
+        return *mlp_gradients(inputs, kept, needed, grad), of_residual
 
 
-def _mlp_gradients(
-    inputs: Sequence[Tensor], kept: Sequence[Tensor], needed: Sequence[bool], grad: Tensor
+def mlp_gradients(
+    inputs: Sequence[Any], kept: Tensor | None, needed: Sequence[bool], grad: Tensor
 ) -> list[Tensor | None]:
+    """Those of x, weight1, bias1, weight2, bias2; None where it is not ``needed``."""
     x, weight1, bias1, weight2, _ = inputs
     of_x = x.new_empty(x.shape) if needed[0] else None
     count = _parts(len(_rows(x)), len(weight1))
     parts, grads = _rows(x).split(count), _rows(grad).split(count)
     sums: list[Tensor | None] = [None] * 4
     for number, (part, g) in enumerate(zip(parts, grads, strict=True)):
-        before = kept[number] if kept else product(part, weight1, bias1)
+        before = product(part, weight1, bias1) if kept is None else kept[number * count : (number + 1) * count]
         of_second = (weight_gradient(g, F.gelu(before)) if needed[3] else None, g.sum(0) if needed[4] else None)
         of_first: tuple[Tensor | None, Tensor | None] = (None, None)
         if any(needed[:3]):

@@ -21,7 +21,7 @@ def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a module is of exactly this class, and its call would run nothing but the class's forward: no hooks (such
     as those of pruning, or of weights divided among processes), no parametrization, no replaced forward."""
-    if torch.compiler.is_compiling() or type(module) is not kind or _has_any_global_hook():
+    if type(module) is not kind or _has_any_global_hook():
         return False
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     return not (hooks or "forward" in module.__dict__ or module._compiled_call_impl)

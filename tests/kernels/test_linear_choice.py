@@ -171,10 +171,6 @@ def exported(x, weight, bias):
     return program.module()(x, weight, bias)
 
 
-def compiled(x, weight, bias):
-    return torch.compile(linear, fullgraph=True, backend="eager")(x, weight, bias)
-
-
 def forward_mode(x, weight, bias):
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x, torch.ones_like(x))
@@ -191,7 +187,6 @@ def forward_mode(x, weight, bias):
         in_function_mode,
         without_mkldnn,
         exported,
-        compiled,
         forward_mode,
         lambda *inputs: torch.vmap(linear, (0, None, None))(inputs[0].unflatten(0, (3, 100)), *inputs[1:]).flatten(
             0, 1
