@@ -47,8 +47,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor
 
 @torch.library.custom_op("elsa::onednn_linear_backward", mutates_args=())
 def _linear_backward(grad: Tensor, x: Tensor, weight: Tensor, of_x: bool) -> tuple[Tensor, Tensor, Tensor]:
-    found = onednn.linear_gradients(x, weight, None, (of_x, True, True), grad)
-    return x.new_empty(0) if found[0] is None else found[0], found[1].contiguous(), found[2]
+    found, of_weight, of_bias = onednn.linear_gradients(x, weight, None, (of_x, True, True), grad)
+    assert of_weight is not None and of_bias is not None
+    return x.new_empty(0) if found is None else found, of_weight.contiguous(), of_bias
 
 
 @linear.register_fake

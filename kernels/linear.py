@@ -30,9 +30,10 @@ def linear(
 
     Where it is faster (``linear_info``) oneDNN's product computes it, forward and backward, in float32 and bfloat16.
     The weight is read at every call: it may change in any way in between. ``ELSA_LINEAR=torch|onednn`` chooses.
-    Graphs of ``torch.compile`` have it as an operator (``graphs.py``). Everything else is PyTorch's ``linear``, ``gelu``
-    and sum: small layers, other types and devices, subclasses of tensors, ``torch.export``, ``torch.func``, forward-mode
-    and second derivatives, and whatever watches operators (``FlopCounterMode``, which therefore counts the same).
+    Graphs of ``torch.compile`` have it as an operator (``graphs.py``). Everything else is PyTorch's ``linear``,
+    ``gelu`` and sum: small layers, other types and devices, subclasses of tensors, ``torch.export``, ``torch.func``,
+    forward-mode and second derivatives, and whatever watches operators (``FlopCounterMode``, which therefore counts
+    the same).
 
     Args:
         weight: of a linear layer; a 1×1 convolution's as ``weight.flatten(1)``.

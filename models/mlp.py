@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import timm.layers
-import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
