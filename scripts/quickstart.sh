@@ -8,7 +8,7 @@ export THP_MEM_ALLOC_ENABLE=${THP_MEM_ALLOC_ENABLE:-1}  # PyTorch's large tensor
 
 config=configs/classification/digits_elsa_swin_nano.yaml
 run=${RUN:-runs/quickstart}
-.venv/bin/python tools/train.py "$config" --output "$run" --resume auto
+.venv/bin/python tools/train.py "$config" --output "$run" --resume auto --set DATA.WORKERS=1  # a core trains, another loads
 .venv/bin/python tools/evaluate.py "$config" "$run/last.pt" --output "$run" --pictures 60
 echo "curves         $run/curves.png"
 echo "To train afresh, remove $run; to see every setting, add --print-config to either command."
