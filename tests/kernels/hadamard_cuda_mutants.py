@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tempfile
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import emulation
-from mutants import BUILDS, Mutant, patch, verdict
+from mutants import BUILDS, Mutant, report, sources, verdict
 
 TYPES = {"f16": "__half", "f32": "float"}
 WORK = tempfile.TemporaryDirectory(prefix="elsa-hadamard-cuda-mutants-")  # removed when the process ends
@@ -70,12 +69,7 @@ def unchanged_objects(build: str, storage: str) -> list[str]:
 
 def catch(storage: str, mutant: Mutant | None, work: Path) -> str | None:
     """Which build notices the fault, and how; None if none does. Without a mutant: the clean sources."""
-    if work.exists():
-        shutil.rmtree(work)
-    folder = work / "csrc"
-    shutil.copytree(emulation.CSRC, folder, ignore=shutil.ignore_patterns("cpu"))
-    if mutant:
-        patch(mutant, folder)
+    folder = sources(mutant, work)
     for build, flags in BUILDS.items():
         kernels = emulation.compile_objects([folder / "cuda" / f"hadamard_{storage}.cu"], folder / build, flags)
         program = emulation.link([*unchanged_objects(build, storage), *kernels], folder / f"test_{build}", flags)
@@ -85,19 +79,6 @@ def catch(storage: str, mutant: Mutant | None, work: Path) -> str | None:
     return None
 
 
-def main() -> int:
-    work = Path(WORK.name) / "sources"
-    missed = 0
-    for storage in MUTANTS:
-        clean = catch(storage, None, work)
-        missed += clean is not None
-        print(f"{f'clean sources, {storage}':55} {clean or 'no report'}", flush=True)
-    for storage, mutant in CASES:
-        caught = catch(storage, mutant, work)
-        missed += caught is None
-        print(f"{mutant.name:55} {caught or 'NOT CAUGHT'}", flush=True)
-    return int(missed > 0)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    place = Path(WORK.name) / "sources"
+    sys.exit(sum(report(mutants, partial(catch, storage, work=place)) for storage, mutants in MUTANTS.items()))

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import emulation
-from mutants import Mutant, patch
+from mutants import Mutant, report, sources
 
 MUTANTS = (
     Mutant("rows of the ring overwrite each other", "hadamard_lanes.h", "(y + K) % K * stride",
@@ -45,12 +44,7 @@ def test_object() -> list[str]:
 
 def catch(mutant: Mutant | None, work: Path) -> str | None:
     """What the test says of the fault; None if it is content. Without a mutant: the clean sources."""
-    if work.exists():
-        shutil.rmtree(work)
-    folder = work / "csrc"
-    shutil.copytree(emulation.CSRC, folder, ignore=shutil.ignore_patterns("cuda"))
-    if mutant:
-        patch(mutant, folder, "cpu")
+    folder = sources(mutant, work, "cpu")
     flags = [*FLAGS, f"-I{folder / 'cpu'}"]
     kernels = emulation.compile_objects([emulation.CPP_TESTS / "hadamard_f32.cpp"], work, flags)
     program = emulation.link([*test_object(), *kernels], work / "test", flags)
@@ -61,17 +55,5 @@ def catch(mutant: Mutant | None, work: Path) -> str | None:
     return match[0] if match else f"exit status {result.returncode}"
 
 
-def main() -> int:
-    work = Path(WORK.name) / "sources"
-    clean = catch(None, work)
-    print(f"{'clean sources':45} {clean or 'no report'}", flush=True)
-    missed = 0
-    for mutant in MUTANTS:
-        caught = catch(mutant, work)
-        missed += caught is None
-        print(f"{mutant.name:45} {caught or 'NOT CAUGHT'}", flush=True)
-    return int(missed > 0 or clean is not None)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report(MUTANTS, lambda mutant: catch(mutant, Path(WORK.name) / "sources")))

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -62,12 +63,20 @@ BUILDS = {"address": emulation.ASAN, "thread": emulation.TSAN}
 WORK = tempfile.TemporaryDirectory(prefix="elsa-mutants-")  # removed when the process ends
 
 
-def patch(mutant: Mutant, folder: Path, part: str = "cuda") -> None:
+def sources(mutant: Mutant | None, work: Path, part: str = "cuda") -> Path:
+    """A copy of the sources of ``part`` ("cpu" or "cuda") in an emptied folder, with the fault."""
+    if work.exists():
+        shutil.rmtree(work)
+    folder = work / "csrc"
+    shutil.copytree(emulation.CSRC, folder, ignore=shutil.ignore_patterns("cpu" if part == "cuda" else "cuda"))
+    if mutant is None:
+        return folder
     path = folder / part / mutant.file
     text = path.read_text()
     if text.count(mutant.before) != 1:
         raise ValueError(f"mutant {mutant.name!r}: its text occurs {text.count(mutant.before)} times in {mutant.file}")
     path.write_text(text.replace(mutant.before, mutant.after))
+    return folder
 
 
 @cache
@@ -104,12 +113,7 @@ def verdict(program: Path, order: str = "fwd", argument: str = "f32") -> str | N
 
 def catch(mutant: Mutant | None, work: Path) -> str | None:
     """Which build notices the fault, and how; None if none does. Without a mutant: the clean sources."""
-    if work.exists():
-        shutil.rmtree(work)
-    folder = work / "csrc"
-    shutil.copytree(emulation.CSRC, folder, ignore=shutil.ignore_patterns("cpu"))
-    if mutant:
-        patch(mutant, folder)
+    folder = sources(mutant, work)
     for name in BUILDS:
         program = build(folder, name)
         for order in ("fwd", "rev", "3") if name == "address" else ("fwd",):
@@ -118,17 +122,17 @@ def catch(mutant: Mutant | None, work: Path) -> str | None:
     return None
 
 
-def main() -> int:
-    work = Path(WORK.name) / "sources"
-    clean = catch(None, work)
+def report(mutants: Iterable[Mutant], catch: Callable[[Mutant | None], str | None]) -> int:
+    """Prints what caught the clean sources, which nothing should, and each fault; how many went wrong."""
+    clean = catch(None)
     print(f"{'clean sources':55} {clean or 'no report'}", flush=True)
-    missed = 0
-    for mutant in MUTANTS:
-        caught = catch(mutant, work)
-        missed += caught is None
+    wrong = int(clean is not None)
+    for mutant in mutants:
+        caught = catch(mutant)
+        wrong += caught is None
         print(f"{mutant.name:55} {caught or 'NOT CAUGHT'}", flush=True)
-    return int(missed > 0 or clean is not None)
+    return wrong
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report(MUTANTS, lambda mutant: catch(mutant, Path(WORK.name) / "sources")))
