@@ -152,6 +152,8 @@ def _obstacle(backend: str, tensor: Tensor, attn_drop: float) -> str | None:
         return library.OBSTACLES[backend]
     if tensor.device.type != backend:
         return f"the tensors are on {tensor.device}"
+    if torch._C._are_functorch_transforms_active():
+        return "it has no rules for torch.func's transforms"
     if attn_drop > 0:
         return f"it has no attention dropout, and attn_drop is {attn_drop}"
     return None

@@ -170,7 +170,7 @@ def hadamard(packed: Tensor, weight: Tensor, bias: Tensor | None, scale: float, 
     """The compiled operator on checked arguments → (local, rest), see ``functional.hadamard_convolution``."""
     inputs = (packed, weight) if bias is None else (packed, weight, bias)
     learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    if learns and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+    if learns and not torch.compiler.is_compiling():
         local, rest, _ = _Hadamard.apply(packed, weight, bias, scale, dilation)
         return local, rest
     local, _ = torch.ops.elsa.hadamard_forward(packed, weight, bias, scale, dilation, learns)
@@ -184,7 +184,7 @@ def _rest(packed: Tensor, weight: Tensor) -> Tensor:
 class _Hadamard(torch.autograd.Function):
     """The operator with the values' gradient, so that packed gets one gradient and not the sum of two.
 
-    Compilers see the operator alone, and fuse that sum; so do torch.func's transforms.
+    Compilers see the operator alone, and fuse that sum.
     """
 
     @staticmethod

@@ -251,13 +251,3 @@ def test_what_the_backward_pass_refuses(compiled_cpu, name):
         with pytest.raises(RuntimeError, match=f"{name} {words}"):
             torch.ops.elsa.hadamard_backward(*(tensors | {name: change(tensors[name])}).values(), 1.0, 1)
 
-
-def test_functional_gradients(compiled_cpu, error_of):
-    inputs = small(torch.float64)
-
-    def loss(*tensors):
-        return sum(out.square().sum() for out in hadamard_convolution(*tensors, backend="cpu"))
-
-    found = torch.func.grad(loss, argnums=(0, 1, 2))(*(t.detach() for t in inputs))
-    expected = gradients(hadamard_convolution(*inputs, backend="cpu"), inputs)
-    assert all(error_of(a, b) < 1e-12 for a, b in zip(found, expected, strict=True))

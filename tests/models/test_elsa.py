@@ -229,3 +229,18 @@ def test_drop_path_drops_whole_samples_of_both_branches_in_training_only():
     per_sample = out[:, 0, 0, 0]
     assert torch.equal(out, per_sample[:, None, None, None].expand_as(out))
     assert set(per_sample.tolist()) == {0.0, 2.0, 20.0, 22.0}  # kept branches are scaled by 1 / (1 − 0.5)
+
+
+def test_functional_gradients():
+    """torch.func's transforms, which the compiled operators do not know, differentiate their specification."""
+    torch.manual_seed(0)
+    module, x = ELSA(32, 2, group_width=4, lam=1).double(), torch.randn(3, 5, 6, 32, dtype=torch.float64)
+
+    def loss(parameters, x):
+        return torch.func.functional_call(module, parameters, (x,)).square().sum()
+
+    parameters = dict(module.named_parameters())
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x[:, None])
+    module(x).square().sum().backward()
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(each[name].sum(0), parameter.grad)
