@@ -250,4 +250,3 @@ def test_what_the_backward_pass_refuses(compiled_cpu, name):
     for change, words in ((lambda t: t[..., :3], "must have shape"), (lambda t: t.double(), "must have dtype float32")):
         with pytest.raises(RuntimeError, match=f"{name} {words}"):
             torch.ops.elsa.hadamard_backward(*(tensors | {name: change(tensors[name])}).values(), 1.0, 1)
-
