@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from typing import Any
 
@@ -39,4 +40,6 @@ class StopRequest:
                 raise KeyboardInterrupt
             return
         self.name, self.since = signal.Signals(number).name, time.monotonic()
-        logger.warning("%s: finishing this step and saving; once more to stop at once", self.name)
+        words = f"{self.name}: finishing this step and saving; once more to stop at once"
+        # In a thread of its own: what the signal interrupted may be writing a line just now.
+        threading.Thread(target=logger.warning, args=(words,), daemon=True).start()

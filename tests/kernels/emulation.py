@@ -6,6 +6,7 @@ compiled once.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -60,11 +61,14 @@ def link(objects: list[str], output: Path, flags: list[str]) -> Path:
 
 
 def build(sources: list[Path], output: Path, flags: list[str], link_flags: tuple[str, ...] = ()) -> Path:
-    """Compile and link, unless the output is there."""
-    if not output.exists():
-        objects = compile_objects(sources, output.with_suffix(".objects"), flags)
-        link(objects, output, [*flags, *link_flags])
-        shutil.rmtree(output.with_suffix(".objects"))
+    """Compile and link, unless the output is there; one process at a time."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not output.exists():
+            objects = compile_objects(sources, output.with_suffix(".objects"), flags)
+            link(objects, output, [*flags, *link_flags])
+            shutil.rmtree(output.with_suffix(".objects"))
     return output
 
 

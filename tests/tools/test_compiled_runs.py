@@ -10,6 +10,14 @@ from elsa.engine.compiling import compile_parts
 from elsa.tools.tasks import training
 
 
+@pytest.fixture
+def whole_runs(tmp_path, monkeypatch):
+    """Linear layers are PyTorch's, in these runs and in those that go on: graphs know their weights, not their rows, so
+    that one too small for oneDNN's product without a compiler may be large enough within a graph."""
+    monkeypatch.setenv("ELSA_LINEAR", "torch")
+    return tmp_path / "whole"
+
+
 @pytest.mark.parametrize("task", ["classification", "detection"], indirect=True)  # segmentation has no part of its own
 def test_a_run_goes_on_compiled(task, whole, tmp_path, tool, signal_at, monkeypatch):
     """Every graph without a break, training and evaluation; its operations computed as without a compiler, since those
