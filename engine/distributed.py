@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -240,6 +242,23 @@ def _ended_alone(runtime: Runtime) -> Iterator[None]:
         raise
 
 
+def _await_store(address: str, port: int, seconds: float) -> None:
+    """Waits until somebody listens there: torch would take a pause afterwards, and then wait as long again.
+
+    Raises:
+        TimeoutError: nobody does.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((address, port), timeout=5.0).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise TimeoutError(f"nobody has listened there for {seconds:.0f} s ({error})") from error
+        time.sleep(0.1)
+
+
 def _connect(place: Place, where: torch.device, minutes: float) -> Runtime:
     """The process groups. They are the more patient ones: the watchdog can name who is silent.
 
@@ -251,12 +270,14 @@ def _connect(place: Place, where: torch.device, minutes: float) -> Runtime:
     rank, world = place.rank, place.world_size
     patience = timedelta(minutes=1 + 2 * minutes)
     try:
+        if rank:
+            _await_store(address, int(port), patience.total_seconds())
         store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=patience))
         if os.environ.get("GROUP_WORLD_SIZE") == "1":
             store = dist.PrefixStore(f"start/{starts()}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience, device_id=bound)
         control = dist.new_group(backend="gloo", timeout=patience)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TimeoutError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         at = f"MASTER_ADDR {address}, MASTER_PORT {port}"
         raise ProcessLost(f"process {rank} of {world} cannot join the others at {at}: {reason}") from error
