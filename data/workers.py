@@ -17,7 +17,8 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -25,13 +26,15 @@ from typing import Any
 
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from elsa.core import DataError, ProcessLost
 
 SHARED = Path("/dev/shm")  # where loader processes put their batches
 NOT_HANDED_OVER = 75  # exit code of one that could not
 MB = 2**20
-LOOK = 5.0  # seconds
+LOOK, AGAIN = 5.0, 0.2  # seconds
+END = object()
 REQUESTS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
 
@@ -64,30 +67,41 @@ class Loader(DataLoader):
         context = self.multiprocessing_context or multiprocessing
         if self.num_workers and context.get_start_method() != "fork":
             resource_tracker.ensure_running()  # as it begins, it unblocks what is held back below
+        watch = _Watch(self._iterator)
         try:
-            with _held_back():
+            with watch.waiting(), _held_back():
                 batches = super().__iter__()
-        except (RuntimeError, EOFError, OSError) as error:  # of processes that stay from epoch to epoch, or that begin
+        except FAULTS as error:  # of processes that stay from epoch to epoch, or that begin
             self._raise_lost(self._iterator, error)
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ProcessLost(f"loader processes cannot be started ({self.setting}): {reason}") from error
+        finally:
+            watch.close()
         return self._watched(batches)
 
     def _watched(self, batches: Any) -> Iterator[Any]:
+        watch = _Watch(batches)
         try:
-            yield from batches
-        except (RuntimeError, EOFError, OSError) as error:
+            while True:
+                with watch.waiting():
+                    batch = next(batches, END)
+                if batch is END:
+                    return
+                yield batch
+        except FAULTS as error:
             self._raise_lost(batches, error)
             raise
+        finally:
+            watch.close()
 
-    def _raise_lost(self, batches: Any, error: Exception) -> None:
+    def _raise_lost(self, batches: Any, error: BaseException) -> None:
         """Raises ProcessLost where a loader process has ended."""
         processes = {process.sentinel: process for process in getattr(batches, "_workers", ())}
         for ended in multiprocessing.connection.wait(processes, timeout=1.0):
-            process = processes[ended]
-            process.join(1.0)  # until there is an exit code
-            if process.exitcode:
-                raise ProcessLost(self._epitaph(process.exitcode)) from error
+            if code := _exit_code(processes[ended]):
+                self._iterator = None  # of processes that stay from epoch to epoch
+                _abandon(batches)
+                raise ProcessLost(self._epitaph(code)) from error
 
     def _epitaph(self, code: int) -> str:
         if code in (NOT_HANDED_OVER, -signal.SIGBUS):
@@ -95,6 +109,96 @@ class Loader(DataLoader):
             return f"a loader process could not hand over a batch: {SHARED} has {free:.3g} MB free; {self._cure()}"
         how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
         return f"a loader process {how}: is there memory for {self.num_workers} of them ({self.setting})?"
+
+
+def _exit_code(process: Any) -> int | None:
+    """Of a process that has ended. Where two threads ask, one may learn it a moment after the other."""
+    for _ in range(100):
+        if process.exitcode is not None:
+            break
+        time.sleep(0.01)
+    return process.exitcode
+
+
+class _Lost(BaseException):
+    """A loader process has ended while something was waited for. torch, which handles every Exception where it waits,
+    has no part in it."""
+
+
+FAULTS = (RuntimeError, EOFError, OSError, _Lost)
+
+
+class _Watch:
+    """Notices the loss of a loader process, and ends the wait for what it would have sent.
+
+    One that is killed while it sends leaves a message without an end, or a lock that nobody will release. torch looks
+    after its processes while nothing arrives; in the middle of a message and at a lock it would wait for ever.
+    """
+
+    def __init__(self, batches: Any) -> None:
+        processes = getattr(batches, "_workers", ())
+        self.lost = self.waits = False
+        self._before = signal.getsignal(signal.SIGCHLD)
+        self._ended, self._end = multiprocessing.Pipe(duplex=False)
+        self._thread = threading.Thread(target=self._look, args=(processes,), daemon=True)
+        # Only in the main thread can a signal end a wait.
+        self._looks = bool(processes) and threading.current_thread() is threading.main_thread()
+        if self._looks:
+            self._thread.start()
+
+    def _look(self, processes: Sequence[Any]) -> None:
+        left = {process.sentinel: process for process in processes}
+        while left:
+            for ended in multiprocessing.connection.wait([*left, self._ended]):
+                if ended is self._ended:
+                    return
+                self.lost = self.lost or bool(_exit_code(left.pop(ended)))
+            while self.lost:
+                if self.waits:  # a signal may come in the moment before it waits: hence again and again
+                    signal.pthread_kill(threading.main_thread().ident, signal.SIGCHLD)
+                if self._ended.poll(AGAIN):
+                    return
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """In here a loss raises _Lost, also one that was noticed before."""
+        if not self._looks:
+            yield
+            return
+        signal.signal(signal.SIGCHLD, self._interrupt)
+        self.waits = True
+        self._interrupt()
+        try:
+            yield
+        finally:
+            self.waits = False
+
+    def _interrupt(self, *_: object) -> None:
+        if self.waits and self.lost:
+            self.waits = False
+            raise _Lost("a loader process was lost")
+
+    def close(self) -> None:
+        self.waits = False
+        self._end.close()  # which the thread notices
+        if self._looks:
+            self._thread.join(1.0)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL if self._before is None else self._before)
+
+
+def _abandon(batches: Any) -> None:
+    """Ends the loader processes that are left. torch's own way waits for threads, locks and queues that a lost one may
+    have held."""
+    for process in batches._workers:
+        process.kill()
+        process.join(1.0)
+    for queue in batches._index_queues:
+        queue.cancel_join_thread()
+    batches._shutdown = True
+    if batches._worker_pids_set:
+        signal_handling._remove_worker_pids(id(batches))
+        batches._worker_pids_set = False
 
 
 @contextmanager

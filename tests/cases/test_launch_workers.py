@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import termios
 import time
+from array import array
 from types import SimpleNamespace
 
 import pytest
@@ -41,8 +44,8 @@ def die(number: int = signal.SIGKILL):
     os.kill(os.getpid(), number)
 
 
-def load(dataset, count: int = 2) -> Loader:
-    return Loader(dataset, batch_size=None, num_workers=count, batch_bytes=1, setting="DATA.WORKERS")
+def load(dataset, count: int = 2, **options) -> Loader:
+    return Loader(dataset, batch_size=None, num_workers=count, batch_bytes=1, setting="DATA.WORKERS", **options)
 
 
 def alive(pids) -> list[int]:
@@ -101,6 +104,68 @@ def test_one_that_is_lost_is_named_within_seconds(odd, said):
     assert time.monotonic() - began < 15
     for part in said:
         assert part in str(told.value)
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_that_is_lost_while_it_sends_is_named_within_seconds(method, count):
+    much = bytes(2**22)  # more than a pipe holds: while nobody reads it, its sender is in the middle of it
+    loader = load([much] * 8, count)
+    loader.multiprocessing_context = method
+    batches = iter(loader)
+    own = batches.gi_frame.f_locals["batches"]
+    deadline = time.monotonic() + 60
+    while arrived(own) < 2**14 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert arrived(own) >= 2**14  # a part of it
+    sender = own._workers[0]
+    os.kill(sender.pid, signal.SIGKILL)
+    began = time.monotonic()
+    with pytest.raises(ProcessLost, match=r"was killed \(SIGKILL\)"):
+        next(batches)
+    assert time.monotonic() - began < 15
+    assert alive([process.pid for process in own._workers]) == []
+
+
+def arrived(batches) -> int:
+    """Bytes that wait in the pipe from the loader processes."""
+    count = array("i", [0])
+    fcntl.ioctl(batches._worker_result_queue._reader.fileno(), termios.FIONREAD, count)
+    return count[0]
+
+
+def test_one_that_is_lost_with_a_lock_in_its_hands_is_named_within_seconds():
+    batches = iter(load(Numbers()))
+    assert int(next(batches)) == 0
+    own = batches.gi_frame.f_locals["batches"]
+    own._workers_done_event._cond.acquire()  # by nobody who could release it
+    os.kill(processes(batches)[1], signal.SIGKILL)
+    began = time.monotonic()
+    with pytest.raises(ProcessLost, match=r"was killed \(SIGKILL\)"):
+        list(batches)
+    assert time.monotonic() - began < 15
+
+
+def test_a_loss_between_epochs_is_told_with_the_next():
+    loader = load(Numbers(), persistent_workers=True)
+    assert len(list(loader)) == 8
+    own = loader._iterator
+    own._workers_done_event._cond.acquire()
+    os.kill(own._workers[0].pid, signal.SIGKILL)
+    began = time.monotonic()
+    with pytest.raises(ProcessLost, match=r"was killed \(SIGKILL\)"):
+        list(loader)
+    assert time.monotonic() - began < 15
+    assert alive([process.pid for process in own._workers]) == []
+
+
+def test_a_loss_between_batches_is_told_with_the_next():
+    batches = iter(load(Numbers()))
+    assert int(next(batches)) == 0
+    os.kill(processes(batches)[1], signal.SIGKILL)
+    time.sleep(1.0)  # the training computes; other processes of its may end meanwhile
+    with pytest.raises(ProcessLost, match=r"was killed \(SIGKILL\)"):
+        list(batches)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
