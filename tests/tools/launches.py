@@ -123,11 +123,12 @@ def freeze() -> None:
 def arm(kind: str, *where: str) -> None:
     """Has this process suffer a fault.
 
-    In a step: ``kill``, ``hang``, ``freeze`` (SIGSTOP), ``stop`` (SIGTERM) and ``job`` (SIGTERM, to all loader
-    processes too); ``loss`` and ``gradient``: not finite, ``losses`` and ``gradients``: from that step on; ``update``:
-    the weights are not after it. ``blind``: the data of classification are not there; ``evaluate``: killed with the
-    second batch of an evaluation; ``write``: killed with half of a file written; ``rename``: killed before a file gets
-    its name. The last part is which step, evaluation or writing of the file, from 1 and in this process.
+    In a step: ``kill``, ``begin`` (killed as it begins), ``hang``, ``freeze`` (SIGSTOP), ``stop`` (SIGTERM) and
+    ``job`` (SIGTERM, to all loader processes too); ``loss`` and ``gradient``: not finite, ``losses`` and
+    ``gradients``: from that step on; ``update``: the weights are not after it. ``blind``: the data of
+    classification are not there; ``evaluate``: killed with the second batch of an evaluation; ``write``: killed
+    with half of a file written; ``rename``: killed before a file gets its name. The last part is which step,
+    evaluation or writing of the file, from 1 and in this process.
     """
     if kind == "none":
         return
@@ -166,6 +167,8 @@ def _in_step(kind: str, number: int) -> None:
         step = next(steps)
         if step != number and not (kind in ("losses", "gradients") and step > number):
             return call(self, micro_batches)
+        if kind == "begin":
+            die()
         weight = next(parameter for parameter in self.source.parameters() if parameter.requires_grad)
         loss, hook = self.loss, None
         if kind.startswith("loss"):

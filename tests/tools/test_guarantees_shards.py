@@ -82,6 +82,12 @@ def test_a_killed_run_goes_on_to_the_same_end(task, sharded, launch, tmp_path):
     assert len(list((run / "shards").iterdir())) == 2
 
 
+def test_one_that_is_lost_in_the_first_step_is_no_mistake_of_the_recipe(task, launch, tmp_path):
+    both = launch("begin:1@1", *command(task, tmp_path / "run", "fsdp"), processes=2)
+    assert both.wait() == [1, -signal.SIGKILL], both.said()
+    assert "lost process 1 of 2" in both.said()
+
+
 def test_any_number_of_processes_goes_on(task, sharded, launch, tmp_path):
     """Interrupted after step 1: one process, and two with whole models, read the shards; two that divide it read what
     they leave. The weights that come in are those that went out."""

@@ -71,13 +71,14 @@ def draw_embedded(config: Config, runtime: Runtime) -> None:
 
 
 @contextmanager
-def mistakes_named(place: str) -> Iterator[None]:
+def mistakes_named(place: str, runtime: Runtime | None = None) -> Iterator[None]:
     """Whatever mm's packages raise for a value of a recipe becomes one line.
 
     pycocotools' prints are left out: the log has the same numbers.
 
     Args:
         place: what of the recipe is built.
+        runtime: of processes that are talked to in here: the loss of one is no mistake.
     """
     try:
         with redirect_stdout(io.StringIO()):
@@ -85,6 +86,8 @@ def mistakes_named(place: str) -> Iterator[None]:
     except (UserError, TrainingError):
         raise
     except REFUSALS as error:
+        if runtime:
+            runtime.raise_lost(error)
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, UserError):

@@ -55,7 +55,8 @@ class DenseStep(Step):
         return len(batch["inputs"])
 
     def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, Tensor]]:
-        with self.precision.autocast(), nullcontext() if self.proven else mistakes_named("model, in its first step"):
+        place, runtime = "model, in its first step", self.parallel.runtime
+        with self.precision.autocast(), nullcontext() if self.proven else mistakes_named(place, runtime):
             data = self.source.data_preprocessor(batch, True)
             losses = self.model(**data, mode="loss")
             total, terms = self.source.parse_losses(losses)
