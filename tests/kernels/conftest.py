@@ -9,8 +9,10 @@ from types import SimpleNamespace
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve a small machine
 
+import emulation
 import pytest
 import torch
+from devices import GPU
 
 from elsa.kernels import library
 from elsa.kernels.reference import elsa_attention_reference
@@ -153,3 +155,12 @@ def instruction_set(request, compiled_cpu):
         pytest.skip(str(error))
     yield request.param
     library.cpu_instruction_set(before)
+
+
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=GPU)])
+def device(request) -> str:
+    """Where tensors live: on the CPU the emulated library runs, on the GPU the installed one."""
+    if request.param == "emulated":
+        torch.ops.load_library(emulation.library())
+        return "cpu"
+    return "cuda"

@@ -19,7 +19,7 @@ MUTANTS = (
     Mutant("rows of the ring overwrite each other", "hadamard_lanes.h", "(y + K) % K * stride",
            "(y + K) % (K - 1) * stride"),
     Mutant("the end of a row is not zero", "hadamard_lanes.h", "at = (columns + K / 2) * N; at", "at = stride; at"),
-    Mutant("the first rows are not there", "hadamard_lanes.h", "y < first_row + R && y", "y < first_row && y"),
+    Mutant("the first rows are not there", "images.h", "y < first_row + reach && y", "y < first_row && y"),
     Mutant("taps are not mirrored", "hadamard_lanes.h", "Mirrored ? kTaps - 1 - tap - n : tap + n", "tap + n"),
     Mutant("outputs beyond the last row of taps", "hadamard_lanes_backward.h", "const int64_t out = y + R - j;",
            "const int64_t out = y + j - R;"),

@@ -5,37 +5,22 @@ from __future__ import annotations
 import emulation
 import pytest
 import torch
+from devices import DTYPES, TOLERANCE, operator
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from elsa.kernels.reference import elsa_attention_reference
 
-TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
-DTYPES = list(TOLERANCE)
-CUDA = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="no CUDA GPU: the kernels were executed by the emulator only"
-)
 pytestmark = pytest.mark.skipif(emulation.COMPILER is None, reason="no C++ compiler for the emulated kernels")
-
-
-@pytest.fixture(params=["emulated", pytest.param("cuda", marks=CUDA)])
-def device(request) -> str:
-    """Where tensors live: on the CPU the emulated library runs, on the GPU the installed one."""
-    if request.param == "emulated":
-        torch.ops.load_library(emulation.library())
-        return "cpu"
-    import elsa.kernels  # noqa: F401  (loads the CUDA library)
-
-    return "cuda"
 
 
 def attention(device: str, value, logits, mul, add, heads: int, kernel: int, dilation: int, grad):
     """Output and gradients of the device code, as float64 on the CPU; ghosts go in as the accumulation type."""
-    operator = torch.ops.elsa_emu if device == "cpu" else torch.ops.elsa
+    ops = operator(device)
     accumulate = torch.float64 if value.dtype == torch.float64 else torch.float32
     mul, add = (None if ghost is None else ghost.to(device, accumulate) for ghost in (mul, add))
     inputs = (value.to(device), logits.to(device), mul, add, heads, kernel, dilation)
-    results = (operator.attention_forward(*inputs), *operator.attention_backward(grad.to(device), *inputs))
+    results = (ops.attention_forward(*inputs), *ops.attention_backward(grad.to(device), *inputs))
     return [result.double().cpu() for result in results]
 
 
@@ -144,7 +129,7 @@ def test_bad_arguments(device):
     """Refused before a kernel sees them, with the values named."""
     value, logits, mul, add, _ = (x.to(device) for x in draw(1, 1, 4, 4, 2, 4, 3, torch.float32, True, True))
     mul, add = mul.float(), add.float()
-    forward = (torch.ops.elsa_emu if device == "cpu" else torch.ops.elsa).attention_forward
+    forward = operator(device).attention_forward
     for arguments, words in [
         ((value, logits, mul, add, 2, 4, 1), "kernel_size"),
         ((value, logits, mul, add, 3, 3, 1), "num_heads"),

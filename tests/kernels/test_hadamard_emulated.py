@@ -9,33 +9,14 @@ import emulation
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import DTYPES, TOLERANCE, operator
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
-DTYPES = list(TOLERANCE)
 NAMES = ("local", "before", "dpacked", "dweight", "dbias")
 SCALE = 0.7
-CUDA = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="no CUDA GPU: the kernels were executed by the emulator only"
-)
 pytestmark = pytest.mark.skipif(emulation.COMPILER is None, reason="no C++ compiler for the emulated kernels")
-
-
-@pytest.fixture(params=["emulated", pytest.param("cuda", marks=CUDA)])
-def device(request) -> str:
-    """Where tensors live: on the CPU the emulated library runs, on the GPU the installed one."""
-    if request.param == "emulated":
-        torch.ops.load_library(emulation.library())
-        return "cpu"
-    import elsa.kernels  # noqa: F401  (loads the CUDA library)
-
-    return "cuda"
-
-
-def operator(device: str):
-    return torch.ops.elsa_emu if device == "cpu" else torch.ops.elsa
 
 
 @dataclass

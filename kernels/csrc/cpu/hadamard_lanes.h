@@ -253,19 +253,27 @@ ELSA_INLINE void for_lanes(const HadamardGeometry& g, int64_t chunk, F&& f) {
   for (int64_t c = chunk * kTogether<T>; c < (chunk + 1) * kTogether<T> && c * kLanes<float> < g.channels; ++c) f(c);
 }
 
-// The rows of a slot for several chunks of lanes: what a row needs is filled in, then it is computed.
-template <int K, class Chunk>
-ELSA_INLINE void walk_rows(const HadamardGeometry& g, int64_t slot, const Chunk* chunks, int count) {
-  constexpr int64_t R = K / 2;
-  for_pieces(g, slot, [&](const Image& image, int64_t first_row, int64_t last_row) ELSA_LAMBDA {
-    for (int64_t y = first_row < R ? 0 : first_row - R; y < first_row + R && y < image.rows; ++y)
-      for (int c = 0; c < count; ++c) chunks[c].fill(image, y);
-    for (int64_t y = first_row; y < last_row; ++y)
-      for (int c = 0; c < count; ++c) {
-        if (y + R < image.rows) chunks[c].fill(image, y + R);
-        chunks[c].compute(image, y);
-      }
-  });
+// Calls compute(unit, chunks, count) for the units [first, last), with the chunks of lanes of each, which are made by
+// make(weights, rest of the memory, chunk) once their weights are packed.
+template <class Lanes, class T, int K, bool Mirrored, class Arguments, class Make, class Compute>
+ELSA_INLINE void for_units(const Arguments& arguments, int64_t first, int64_t last, void* scratch, Make&& make,
+                           Compute&& compute) {
+  const HadamardGeometry& g = arguments.geometry;
+  int64_t packed = -1;
+  Lanes chunks[kTogether<T>];
+  int count = 0;
+  for (int64_t unit = first; unit < last; ++unit) {
+    if (unit / g.slots != packed) {
+      packed = unit / g.slots, count = 0;
+      for_lanes<T>(g, packed, [&](int64_t chunk) ELSA_LAMBDA {
+        char* memory = static_cast<char*>(scratch) + count * Lanes::scratch(g);
+        Factor<T>* weights = reinterpret_cast<Factor<T>*>(memory);
+        Packed<T, K>{g, chunk}.template pack<Mirrored>(static_cast<const T*>(arguments.weight), weights);
+        chunks[count++] = make(weights, memory + Packed<T, K>::bytes(g.group_width), chunk);
+      });
+    }
+    compute(unit, chunks, count);
+  }
 }
 
 // Calls f(partial, count) for the channels of a chunk of lanes: whole vectors have their own code.

@@ -115,27 +115,19 @@ int64_t lanes_backward_scratch(const HadamardGeometry& g) {
 
 template <class T, int K>
 void lanes_backward(const HadamardBackward& arguments, int64_t first, int64_t last, void* scratch) {
+  using Lanes = LanesBackward<T, K>;
   const HadamardGeometry& g = arguments.geometry;
-  int64_t packed = -1;
-  LanesBackward<T, K> chunks[kTogether<T>];
-  int count = 0;
-  for (int64_t unit = first; unit < last; ++unit) {
-    if (unit / g.slots != packed) {
-      packed = unit / g.slots, count = 0;
-      for_lanes<T>(g, packed, [&](int64_t chunk) ELSA_LAMBDA {
-        char* memory = static_cast<char*>(scratch) + count * LanesBackward<T, K>::scratch(g);
-        Factor<T>* weights = reinterpret_cast<Factor<T>*>(memory);
-        Packed<T, K>{g, chunk}.template pack<true>(static_cast<const T*>(arguments.weight), weights);
-        memory += Packed<T, K>::bytes(g.group_width);
-        const Product<T, K> product(memory + Ring<T, K>::bytes(g.width), g.width);
-        chunks[count++] = {&arguments, weights, {memory, g.width}, product, chunk, nullptr};
-      });
-    }
+  const auto make = [&](const Factor<T>* weights, char* memory, int64_t chunk) ELSA_LAMBDA {
+    const Product<T, K> product(memory + Ring<T, K>::bytes(g.width), g.width);
+    return Lanes{&arguments, weights, {memory, g.width}, product, chunk, nullptr};
+  };
+  const auto compute = [&](int64_t unit, Lanes* chunks, int count) ELSA_LAMBDA {
     float* sums = static_cast<float*>(arguments.partial) + unit * kTogether<T> * lanes_sums<K>(g);
     __builtin_memset(sums, 0, static_cast<size_t>(kTogether<T> * lanes_sums<K>(g)) * sizeof(float));
     for (int c = 0; c < count; ++c) chunks[c].sums = sums + c * lanes_sums<K>(g);
-    for (int c = 0; c < count; ++c) walk_rows<K>(g, unit % g.slots, chunks + c, 1);
-  }
+    for (int c = 0; c < count; ++c) walk_rows(g, unit % g.slots, K / 2, chunks + c, 1);
+  };
+  for_units<Lanes, T, K, true>(arguments, first, last, scratch, make, compute);
 }
 
 template <class T, int K>

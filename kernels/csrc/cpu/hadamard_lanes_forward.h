@@ -90,22 +90,15 @@ int64_t lanes_forward_scratch(const HadamardGeometry& g) {
 
 template <class T, int K>
 void lanes_forward(const HadamardForward& arguments, int64_t first, int64_t last, void* scratch) {
+  using Lanes = LanesForward<T, K>;
   const HadamardGeometry& g = arguments.geometry;
-  int64_t packed = -1;
-  LanesForward<T, K> chunks[kTogether<T>];
-  int count = 0;
-  for (int64_t unit = first; unit < last; ++unit) {
-    if (unit / g.slots != packed) {
-      packed = unit / g.slots, count = 0;
-      for_lanes<T>(g, packed, [&](int64_t chunk) ELSA_LAMBDA {
-        char* memory = static_cast<char*>(scratch) + count * LanesForward<T, K>::scratch(g);
-        Factor<T>* weights = reinterpret_cast<Factor<T>*>(memory);
-        Packed<T, K>{g, chunk}.template pack<false>(static_cast<const T*>(arguments.weight), weights);
-        chunks[count++] = {&arguments, weights, {memory + Packed<T, K>::bytes(g.group_width), g.width}, chunk};
-      });
-    }
-    walk_rows<K>(g, unit % g.slots, chunks, count);
-  }
+  const auto make = [&](const Factor<T>* weights, char* memory, int64_t chunk) ELSA_LAMBDA {
+    return Lanes{&arguments, weights, {memory, g.width}, chunk};
+  };
+  const auto compute = [&](int64_t unit, const Lanes* chunks, int count) ELSA_LAMBDA {
+    walk_rows(g, unit % g.slots, K / 2, chunks, count);
+  };
+  for_units<Lanes, T, K, false>(arguments, first, last, scratch, make, compute);
 }
 
 }  // namespace

@@ -20,23 +20,14 @@ struct PlanesBackward {
   A* sums;
   int64_t chunk, first, count;  // channels
 
-  void run(int64_t slot) const {
-    const int64_t reach = planes.reach;
-    for_pieces(planes.g, slot, [&](const Image& image, int64_t first_row, int64_t last_row) {
-      for (int64_t y = first_row < reach ? 0 : first_row - reach; y < at_most(first_row + reach, image.rows); ++y)
-        fill(image, y);
-      for (int64_t y = first_row; y < last_row; ++y) {
-        if (y + reach < image.rows) fill(image, y + reach);
-        planes.convolve(image, y, ring, weights, nullptr, count, out);
-        write(image, y);
-        add_bias(image, y);
-        add_weights(image, y);
-        copy_rest<T>(arguments, image, y, chunk);
-      }
-    });
+  void compute(const Image& image, int64_t y) const {
+    planes.convolve(image, y, ring, weights, nullptr, count, out);
+    write(image, y);
+    add_bias(image, y);
+    add_weights(image, y);
+    copy_rest<T>(arguments, image, y, chunk);
   }
 
- private:
   void fill(const Image& image, int64_t y) const {
     const HadamardGeometry& g = planes.g;
     A* row = planes.row(ring, y);
@@ -55,6 +46,7 @@ struct PlanesBackward {
       }
   }
 
+ private:
   void write(const Image& image, int64_t y) const {
     const HadamardGeometry& g = planes.g;
     const A scale = static_cast<A>(arguments.scale);
@@ -125,7 +117,8 @@ void planes_backward(const HadamardBackward& arguments, int64_t first, int64_t l
     planes.template pack<true>(static_cast<const T*>(arguments.weight), channel, count, weights);
     A* sums = static_cast<A*>(arguments.partial) + unit * planes.sum_elements();
     for (int64_t i = 0; i < planes.sum_elements(); ++i) sums[i] = 0;
-    PlanesBackward<T>{arguments, planes, ring, out, hadamard, weights, sums, chunk, channel, count}.run(unit % g.slots);
+    const PlanesBackward<T> channels{arguments, planes, ring, out, hadamard, weights, sums, chunk, channel, count};
+    walk_rows(g, unit % g.slots, planes.reach, &channels, 1);
   }
 }
 

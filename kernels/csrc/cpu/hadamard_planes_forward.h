@@ -17,20 +17,11 @@ struct PlanesForward {
   A* bias;
   int64_t first, count;  // channels
 
-  void run(int64_t slot) const {
-    const int64_t reach = planes.reach;
-    for_pieces(planes.g, slot, [&](const Image& image, int64_t first_row, int64_t last_row) {
-      for (int64_t y = first_row < reach ? 0 : first_row - reach; y < at_most(first_row + reach, image.rows); ++y)
-        fill(image, y);
-      for (int64_t y = first_row; y < last_row; ++y) {
-        if (y + reach < image.rows) fill(image, y + reach);
-        planes.convolve(image, y, ring, weights, bias, count, out);
-        write(image, y);
-      }
-    });
+  void compute(const Image& image, int64_t y) const {
+    planes.convolve(image, y, ring, weights, bias, count, out);
+    write(image, y);
   }
 
- private:
   void fill(const Image& image, int64_t y) const {
     const HadamardGeometry& g = planes.g;
     A* row = planes.row(ring, y);
@@ -44,6 +35,7 @@ struct PlanesForward {
     }
   }
 
+ private:
   void write(const Image& image, int64_t y) const {
     if (arguments.before) interleave(image, y, static_cast<T*>(arguments.before));
     for (int64_t c = 0; c < count; ++c)
@@ -82,7 +74,8 @@ void planes_forward(const HadamardForward& arguments, int64_t first, int64_t las
     planes.template pack<false>(static_cast<const T*>(arguments.weight), channel, count, weights);
     for (int64_t c = 0; c < count; ++c)
       bias[c] = arguments.bias ? load_one(static_cast<const T*>(arguments.bias) + channel + c) : A(0);
-    PlanesForward<T>{arguments, planes, ring, out, weights, bias, channel, count}.run(unit % g.slots);
+    const PlanesForward<T> channels{arguments, planes, ring, out, weights, bias, channel, count};
+    walk_rows(g, unit % g.slots, planes.reach, &channels, 1);
   }
 }
 

@@ -36,6 +36,21 @@ ELSA_INLINE void for_pieces(const Geometry& g, int64_t slot, F&& f) {
   }
 }
 
+// The rows of a slot for several chunks of channels, each of which needs `reach` rows to both sides: what a row holds is
+// filled in, then it is computed.
+template <class Geometry, class Chunk>
+ELSA_INLINE void walk_rows(const Geometry& g, int64_t slot, int64_t reach, const Chunk* chunks, int count) {
+  for_pieces(g, slot, [&](const Image& image, int64_t first_row, int64_t last_row) ELSA_LAMBDA {
+    for (int64_t y = first_row < reach ? 0 : first_row - reach; y < first_row + reach && y < image.rows; ++y)
+      for (int c = 0; c < count; ++c) chunks[c].fill(image, y);
+    for (int64_t y = first_row; y < last_row; ++y)
+      for (int c = 0; c < count; ++c) {
+        if (y + reach < image.rows) chunks[c].fill(image, y + reach);
+        chunks[c].compute(image, y);
+      }
+  });
+}
+
 // Requests the cache lines of elements [first, first + count), to be written where Write is 1. The strided walk of one
 // head or chunk is beyond what the processor predicts. Addresses outside the array are harmless here.
 template <int Write, class T>

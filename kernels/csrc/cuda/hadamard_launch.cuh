@@ -24,13 +24,10 @@ inline bool has_tensor_cores() {  // with these instructions
 }
 
 template <typename T>
-struct HadamardLaunch : Launcher {
+struct HadamardLaunch : ProblemLauncher<HadamardProblem> {
   using A = Acc<T>;
-  const HadamardProblem& p;
+  using ProblemLauncher::ProblemLauncher;
 
-  HadamardLaunch(const HadamardProblem& problem, void* queue) : Launcher(queue), p(problem) {}
-
-  int64_t dilation() const { return std::min(p.dilation, std::max(p.height, p.width)); }  // beyond: the same sums
   int64_t chunks() const { return (p.channels + hadamard::kChunk - 1) / hadamard::kChunk; }
   int64_t weights() const { return p.channels * p.group_width * p.taps(); }
 
@@ -39,11 +36,7 @@ struct HadamardLaunch : Launcher {
     const int64_t narrow = tiles_along(p.width, dilation(), 16) * 16, wide = tiles_along(p.width, dilation(), 32) * 32;
     return narrow * 5 < wide * 4 ? 16 : 32;
   }
-  int64_t tile_count(int cols) const {
-    const int64_t d = dilation();
-    return p.batch * std::min(d, p.height) * std::min(d, p.width) * tiles_along(p.height, d, hadamard::kRows) *
-           tiles_along(p.width, d, cols);
-  }
+  int64_t tile_count(int cols) const { return ProblemLauncher::tile_count(hadamard::kRows, cols); }
   Layout layout(int cols) const {
     Layout m{};
     m.height = int(p.height), m.width = int(p.width), m.channels = int(p.channels), m.dilation = int(dilation());

@@ -20,13 +20,9 @@ constexpr size_t kSharedLimit = size_t(99) << 10;
 constexpr int64_t kMaxBlocks = 8192;
 
 template <typename T>
-struct Launch : Launcher {
+struct Launch : ProblemLauncher<Problem> {
   using A = Acc<T>;
-  const Problem& p;
-
-  Launch(const Problem& problem, void* queue) : Launcher(queue), p(problem) {}
-
-  int64_t dilation() const { return std::min(p.dilation, std::max(p.height, p.width)); }  // beyond: the same sums
+  using ProblemLauncher::ProblemLauncher;
 
   Layout layout(std::initializer_list<const void*> pointers) const {
     Layout m;
@@ -40,11 +36,7 @@ struct Launch : Launcher {
     return m;
   }
 
-  int64_t tile_count() const {
-    const int64_t d = dilation();
-    return p.batch * std::min(d, p.height) * std::min(d, p.width) * tiles_along(p.height, d, kTileRows) *
-           tiles_along(p.width, d, kTileCols);
-  }
+  int64_t tile_count() const { return ProblemLauncher::tile_count(kTileRows, kTileCols); }
 
   // The specialised kernels compute coordinates inside an image and tile numbers in 32 bits (offsets in 64).
   bool specialised() const {

@@ -2,6 +2,7 @@
 #pragma once
 #include "cu_compat.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -48,6 +49,21 @@ struct Launcher {
       status = cudaGetLastError();
     }
     if (status != cudaSuccess) error = cudaGetErrorString(status);
+  }
+};
+
+// The launches of one problem of either operator.
+template <typename P>
+struct ProblemLauncher : Launcher {
+  const P& p;
+
+  ProblemLauncher(const P& problem, void* queue) : Launcher(queue), p(problem) {}
+
+  int64_t dilation() const { return std::min(p.dilation, std::max(p.height, p.width)); }  // beyond: the same sums
+  int64_t tile_count(int rows, int cols) const {
+    const int64_t d = dilation();
+    return p.batch * std::min(d, p.height) * std::min(d, p.width) * tiles_along(p.height, d, rows) *
+           tiles_along(p.width, d, cols);
   }
 };
 

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <exception>
 #include <limits>
 #include <memory>
 #include <random>
@@ -54,6 +55,19 @@ inline Numbers draw(std::mt19937& random, int64_t count, Type type, double facto
   Numbers x(static_cast<size_t>(count));
   for (double& e : x) e = half_round(float(factor) * normal(random), type);
   return x;
+}
+
+// Whether `launch`, which returns null or what went wrong, is content, and the emulator with it; says why not.
+template <class Launch>
+bool launched(Launch&& launch) {
+  try {
+    const char* error = launch();
+    if (error) std::printf("ERROR %s\n", error);
+    return error == nullptr;
+  } catch (const std::exception& e) {
+    std::printf("CAUGHT %s\n", e.what());
+    return false;
+  }
 }
 
 // Says what is wrong, if anything is.

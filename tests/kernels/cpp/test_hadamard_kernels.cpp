@@ -101,20 +101,13 @@ bool run(const Case& c, std::mt19937& random) {
   const elsa::cuda::HadamardGradients grads{grad_packed.bytes.get(), grad_weight.bytes.get(), grad_bias.bytes.get()};
   const Type acc = c.type == Type::f64 ? Type::f64 : Type::f32;
   Buffer workspace(acc, elsa::cuda::hadamard_workspace_bytes(p, c.type) / size_of(acc));
-  try {
-    const char* error =
-        elsa::cuda::hadamard_forward(p, c.type, in, {local.bytes.get(), before.bytes.get()}, nullptr);
-    if (!error) {
-      error = elsa::cuda::hadamard_backward(p, c.type, in, saved, grads, workspace.bytes.get(), nullptr);
-    }
-    if (error) {
-      std::printf("ERROR %s\n", error);
-      return false;
-    }
-  } catch (const std::exception& e) {
-    std::printf("CAUGHT %s\n", e.what());
-    return false;
-  }
+  const bool ran = launched([&] {
+    const elsa::cuda::HadamardOutputs out{local.bytes.get(), before.bytes.get()};
+    const char* error = elsa::cuda::hadamard_forward(p, c.type, in, out, nullptr);
+    if (error) return error;
+    return elsa::cuda::hadamard_backward(p, c.type, in, saved, grads, workspace.bytes.get(), nullptr);
+  });
+  if (!ran) return false;
   bool ok = close("local", local, d.local);
   ok = close("before", before, d.before) && ok;
   ok = close("grad_packed", grad_packed, d.grad_packed) && ok;

@@ -81,17 +81,12 @@ bool run(const Case& c, std::mt19937& random) {
                                     c.add ? dadd.bytes.get() : nullptr};
   const size_t scratch = elsa::cuda::workspace_bytes(p, c.type, c.mul, c.add);
   Buffer workspace(acc, scratch / size_of(acc));
-  try {
+  const bool ran = launched([&] {
     const char* error = elsa::cuda::forward(p, c.type, in, out.bytes.get(), nullptr);
-    if (!error) error = elsa::cuda::backward(p, c.type, grad.bytes.get(), in, grads, workspace.bytes.get(), nullptr);
-    if (error) {
-      std::printf("ERROR %s\n", error);
-      return false;
-    }
-  } catch (const std::exception& e) {
-    std::printf("CAUGHT %s\n", e.what());
-    return false;
-  }
+    if (error) return error;
+    return elsa::cuda::backward(p, c.type, grad.bytes.get(), in, grads, workspace.bytes.get(), nullptr);
+  });
+  if (!ran) return false;
   bool ok = close("out", out, d.out) && close("dvalue", dvalue, d.dvalue);
   ok = close("dlogits", dlogits, d.dlogits) && ok;
   if (c.mul) ok = close("dmul", dmul, d.dmul) && ok;

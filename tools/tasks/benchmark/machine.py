@@ -1,14 +1,16 @@
-"""What a measurement was made on."""
+"""What a measurement was made on, and where it goes."""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from elsa.core import make_folder, write_json
 from elsa.kernels import backend_info
 
 
@@ -23,6 +25,19 @@ def cores() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
+
+
+def write_results(
+    folder: Path, name: str, record: dict[str, Any], draw: Callable[[list, Path], None] | None = None
+) -> None:
+    """Writes NAME.json, and NAME.png of its ``rows`` where they can be drawn, into a folder, and says so."""
+    make_folder(folder)
+    written = [folder / f"{name}.json"]
+    write_json(written[0], record)
+    if draw is not None:
+        written.append(folder / f"{name}.png")
+        draw(record["rows"], written[1])
+    print("wrote " + " and ".join(map(str, written)))
 
 
 def _processor() -> str:

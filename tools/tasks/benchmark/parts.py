@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from elsa.core import ConfigError, Progress, check_writable, make_folder, setup_logging, write_json
+from elsa.core import ConfigError, Progress, check_writable, setup_logging
 from elsa.kernels import backend_info
 
 from .anatomy import OUTSIDE, PARTS, UNASSIGNED
 from .crew import Case, crew
-from .machine import cores, describe
+from .machine import cores, describe, write_results
 from .rivals import contestants
 from .whole import check_networks, check_threads, drop_path
 from .whole_report import title
@@ -68,10 +68,7 @@ def benchmark_parts(settings: PartsSettings) -> None:
             rows.append({"network": settings.name, "threads": settings.threads, **case.__dict__, **typical(measured)})
             tell(rows[-1])
     progress.close()
-    make_folder(settings.output)
-    write_json(settings.output / "parts.json", {**info, "rounds": settings.rounds, "rows": rows})
-    draw(rows, settings.output / "parts.png")
-    print(f"wrote {settings.output / 'parts.json'} and {settings.output / 'parts.png'}")
+    write_results(settings.output, "parts", {**info, "rounds": settings.rounds, "rows": rows}, draw)
 
 
 def typical(calls: list[list[dict[str, Any]]]) -> dict[str, Any]:

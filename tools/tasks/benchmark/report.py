@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from elsa.core import check_writable, make_folder, write_json
+from elsa.core import check_writable
 
-from .machine import describe
+from .machine import describe, write_results
 from .measure import Settings, measure
 
 COLUMNS = (
@@ -56,10 +56,7 @@ def benchmark_operator(settings: Settings) -> None:
             print(line([cell(row) for _, cell in COLUMNS]), flush=True)
             for note in row["notes"]:
                 print(f"  {shape.name}: {note}")
-    make_folder(settings.output)
-    write_json(settings.output / "operator.json", {**info, "rows": rows})
-    draw(rows, settings.output / "operator.png")
-    print(f"wrote {settings.output / 'operator.json'} and {settings.output / 'operator.png'}")
+    write_results(settings.output, "operator", {**info, "rows": rows}, draw)
 
 
 def number(value: float | None, form: str) -> str:

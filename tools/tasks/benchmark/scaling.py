@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from elsa.core import ConfigError, Progress, check_writable, make_folder, setup_logging, write_json
+from elsa.core import ConfigError, Progress, check_writable, setup_logging
 
 from .crew import Case, crew
-from .machine import cores, describe
+from .machine import cores, describe, write_results
 from .rivals import Rival, contestants
 from .whole import check_networks, check_threads, drop_path, measure_case, peaks
 from .whole_report import announce, ratio
@@ -84,10 +84,7 @@ def benchmark_scaling(settings: ScalingSettings) -> None:
                     rows.append({"network": settings.name, "series": series, "at": _place(series, row), **row})
                     print(_line(_cells(rows[-1])), flush=True)
     progress.close()
-    make_folder(settings.output)
-    write_json(settings.output / "scaling.json", {**info, "rounds": settings.rounds, "rows": rows})
-    draw(rows, settings.output / "scaling.png")
-    print(f"wrote {settings.output / 'scaling.json'} and {settings.output / 'scaling.png'}")
+    write_results(settings.output, "scaling", {**info, "rounds": settings.rounds, "rows": rows}, draw)
 
 
 def races(settings: ScalingSettings, rivals: list[Rival]) -> list[tuple[list[Rival], list[Race]]]:

@@ -13,12 +13,12 @@ from typing import Any
 import timm
 import torch
 
-from elsa.core import ConfigError, check_writable, did_you_mean, make_folder, seed_everything, write_json
+from elsa.core import ConfigError, check_writable, did_you_mean, seed_everything
 from elsa.engine import Precision
 from elsa.engine.compiling import compile_errors, compile_parts
 from elsa.models import VARIANTS
 
-from .machine import describe
+from .machine import describe, write_results
 from .measure import DTYPES, cpu_seconds, gpu_seconds, shortest
 from .subjects import CLASSES, inference, random_batch, train_step
 
@@ -72,9 +72,7 @@ def benchmark_step(settings: StepSettings) -> None:
             figures = (f"{row['eager_ms']:.1f}", f"{row['compiled_ms']:.1f}", f"{row['ratio']:.2f}")
             cells = (row["model"], row["pass"], row["dtype"], *figures, f"{row['compile_s']:.0f}")
             print(_line(cells), flush=True)
-    make_folder(settings.output)
-    write_json(settings.output / "step.json", {**info, "rows": rows})
-    print(f"wrote {settings.output / 'step.json'}")
+    write_results(settings.output, "step", {**info, "rows": rows})
 
 
 def measure_model(name: str, dtype: str, settings: StepSettings) -> list[dict[str, Any]]:

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from elsa.core import ConfigError, Progress, check_writable, make_folder, setup_logging, write_json
+from elsa.core import ConfigError, Progress, check_writable, setup_logging
 from elsa.engine.compiling import check_compiler
 from elsa.engine.utilisation import BACKWARD
 from elsa.models import VARIANTS
 
 from .crew import Case, Crew, Turns, crew
-from .machine import cores, describe
+from .machine import cores, describe, write_results
 from .peak import peak_rate
 from .rivals import BASELINES, Rival, check_name, contestants, is_ours
 from .whole_report import announce, draw, tell
@@ -118,10 +118,7 @@ def benchmark_model(settings: WholeSettings) -> None:
                 rows += [{"network": name, **row} for row in found]
                 tell(rows[-len(found) :])
     progress.close()
-    make_folder(settings.output)
-    write_json(settings.output / "model.json", {**info, "rounds": settings.rounds, "rows": rows})
-    draw(rows, settings.output / "model.png")
-    print(f"wrote {settings.output / 'model.json'} and {settings.output / 'model.png'}")
+    write_results(settings.output, "model", {**info, "rounds": settings.rounds, "rows": rows}, draw)
 
 
 def peaks(device: torch.device, dtypes: Sequence[str]) -> dict[str, dict[str, Any]]:
