@@ -1,9 +1,9 @@
 """Loads the compiled operators once, keeps the reason where it cannot, and registers what torch needs to know of them.
 
-The C++ side defines ``attention_forward`` and ``attention_backward``, ``hadamard_forward`` and ``hadamard_backward`` of
-``torch.ops.elsa`` (csrc/schema.h) and their kernels per device. Registered here: fake kernels (shapes for tracing), the
-autograd formulas and the FLOP formulas. The fake kernels' signatures are what this file takes the operators to be: a
-library that defines others is not used.
+The C++ side defines ``attention_forward`` and ``attention_backward``, ``hadamard_forward`` and ``hadamard_backward``,
+``gelu_forward`` and ``gelu_backward`` of ``torch.ops.elsa`` (csrc/schema.h) and their kernels per device. Registered
+here: fake kernels (shapes for tracing), the autograd formulas and the FLOP formulas. The fake kernels' signatures are
+what this file takes the operators to be: a library that defines others is not used.
 """
 
 from __future__ import annotations
@@ -247,6 +247,25 @@ def _autocast_hadamard(packed, weight, bias, *rest):
         return torch.ops.elsa.hadamard_forward(*inputs, *rest)
 
 
+# ---- GELU, of the CPU alone -----------------------------------------------------------------------------------------
+
+
+def _fake_gelu_forward(before: Tensor) -> Tensor:
+    return before.new_empty(before.shape)
+
+
+def _fake_gelu_backward(grad_local: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    return before.new_empty(before.shape), before.new_empty(before.shape)
+
+
+def _setup_gelu(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward_gelu(ctx, grad_local: Tensor) -> Tensor:
+    return torch.ops.elsa.gelu_backward(grad_local, *ctx.saved_tensors)[0]
+
+
 # ---- registration ------------------------------------------------------------------------------------------------
 
 
@@ -259,7 +278,8 @@ def _register() -> None:
         library.register_fake(f"elsa::{name}", fake)
     library.register_autograd("elsa::attention_forward", _backward, setup_context=_setup_context)
     library.register_autograd("elsa::hadamard_forward", _backward_hadamard, setup_context=_setup_hadamard)
-    for name in ("attention_backward", "hadamard_backward"):
+    library.register_autograd("elsa::gelu_forward", _backward_gelu, setup_context=_setup_gelu)
+    for name in ("attention_backward", "hadamard_backward", "gelu_backward"):
         library.register_autograd(f"elsa::{name}", _no_double_backward)
 
     # Two operations per multiply-add, as PyTorch counts a convolution. The backward pass of the aggregation is two sums
@@ -292,6 +312,8 @@ FAKES: dict[str, Callable[..., Any]] = {
     "attention_backward": _fake_backward,
     "hadamard_forward": _fake_hadamard_forward,
     "hadamard_backward": _fake_hadamard_backward,
+    "gelu_forward": _fake_gelu_forward,
+    "gelu_backward": _fake_gelu_backward,
 }
 OBSTACLES = _load_all()
 if OBSTACLES["cpu"] is None:

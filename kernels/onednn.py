@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import library
+
 TYPES = (torch.float32, torch.bfloat16)
 OTHERS_VENDORS = ("AuthenticAMD", "HygonGenuine")  # of processors with AVX-512 that MKL does not use
 # What the private operator must be. torch names it, and how it is called, in its own compiler.
@@ -100,6 +102,20 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     return product(grad.t(), x.t())
 
 
+def apply_gelu(before: Tensor) -> Tensor:
+    """Exact GELU. No gradient."""
+    if library.OBSTACLES["cpu"] is None:
+        return torch.ops.elsa.gelu_forward(before)
+    return F.gelu(before)
+
+
+def gelu_gradient(grad: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of ``before``, and its GELU, which the gradient of a weight behind it takes."""
+    if library.OBSTACLES["cpu"] is None:
+        return torch.ops.elsa.gelu_backward(grad, before)
+    return torch.ops.aten.gelu_backward(grad, before), F.gelu(before)
+
+
 def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
@@ -137,7 +153,7 @@ class Linear(torch.autograd.Function):
         out = product(x, weight, bias)
         ctx.gelu = gelu
         ctx.save_for_backward(x, weight, bias, out if gelu else None)
-        return F.gelu(out) if gelu else out
+        return apply_gelu(out) if gelu else out
 
     @staticmethod
     def backward(ctx, grad):
@@ -155,7 +171,7 @@ def linear_gradients(
     """Those of x, weight, bias; None where it is not ``needed``. ``before``: the result before GELU, if any."""
     grad = grad.contiguous()
     if before is not None:
-        grad = torch.ops.aten.gelu_backward(grad, before)
+        grad, _ = gelu_gradient(grad, before)
     rows = _rows(grad)
     return [
         product(grad, weight.t()) if needed[0] else None,
@@ -201,7 +217,7 @@ def mlp(
         hidden = product(part, weight1, bias1, gelu=kept is None)
         if kept is not None:
             kept[number * count : (number + 1) * count] = hidden
-            hidden = F.gelu(hidden)
+            hidden = apply_gelu(hidden)
         result = product(hidden, weight2, bias2)
         if residual is None:
             target.copy_(result)
@@ -249,16 +265,18 @@ def mlp_gradients(
     sums: list[Tensor | None] = [None] * 4
     for number, (part, g) in enumerate(zip(parts, grads, strict=True)):
         before = product(part, weight1, bias1) if kept is None else kept[number * count : (number + 1) * count]
-        of_second = (weight_gradient(g, F.gelu(before)) if needed[3] else None, g.sum(0) if needed[4] else None)
         of_first: tuple[Tensor | None, Tensor | None] = (None, None)
-        if any(needed[:3]):
-            of_hidden = torch.ops.aten.gelu_backward(product(g, weight2.t()), before)
+        if not any(needed[:3]):
+            hidden = apply_gelu(before)
+        else:
+            of_hidden, hidden = gelu_gradient(product(g, weight2.t()), before)
             of_first = (
                 weight_gradient(of_hidden, part) if needed[1] else None,
                 of_hidden.sum(0) if needed[2] else None,
             )
             if of_x is not None:
                 _rows(of_x)[number * count : (number + 1) * count] = product(of_hidden, weight1.t())
+        of_second = (weight_gradient(g, hidden) if needed[3] else None, g.sum(0) if needed[4] else None)
         sums = [_added(total, more) for total, more in zip(sums, (*of_first, *of_second), strict=True)]
     return [of_x, *(None if total is None else total.to(x.dtype) for total in sums)]
 

@@ -9,4 +9,6 @@ STABLE_TORCH_LIBRARY(elsa, m) {
   m.def(elsa::kBackwardSchema);
   m.def(elsa::kHadamardForwardSchema);
   m.def(elsa::kHadamardBackwardSchema);
+  m.def(elsa::kGeluForwardSchema);
+  m.def(elsa::kGeluBackwardSchema);
 }

@@ -29,4 +29,10 @@ constexpr const char* kHadamardBackwardSchema =
     "hadamard_backward(Tensor grad_local, Tensor? grad_rest, Tensor packed, Tensor weight, Tensor before, float scale, "
     "int dilation) -> (Tensor, Tensor, Tensor)";
 
+// before of any shape and of one of the four types. Returns GELU(before), of normal distribution and not of tanh.
+constexpr const char* kGeluForwardSchema = "gelu_forward(Tensor before) -> Tensor";
+
+// Returns the gradient of before, and GELU(before) again.
+constexpr const char* kGeluBackwardSchema = "gelu_backward(Tensor grad_local, Tensor before) -> (Tensor, Tensor)";
+
 }  // namespace elsa

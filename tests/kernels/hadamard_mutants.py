@@ -27,7 +27,7 @@ MUTANTS = (
     Mutant("the bias is not added", "hadamard_lanes_forward.h", "bias ? load_channels", "!bias ? load_channels"),
     Mutant("the last slot is not reduced", "hadamard_lanes_backward.h", "slot < g.slots; ++slot",
            "slot < g.slots - 1; ++slot"),
-    Mutant("the slope has the wrong sign", "hadamard_gelu.h", "? -correction", "? correction"),
+    Mutant("the slope has the wrong sign", "gelu.h", "? -correction", "? correction"),
     Mutant("the end of the rest is lost", "hadamard_rest.h", "(rest + kLine - 1) / kLine", "rest / kLine"),
     Mutant("offsets are taken for taps", "hadamard_planes_backward.h", "planes.kernel - 1 - (t - skip)", "t - skip"),
     Mutant("rows of taps outside the map", "hadamard_planes.h", "first = y < reach ? reach - y : 0", "first = 0"),

@@ -46,7 +46,7 @@ KEYS = dict(save="LOG.SAVE_STEPS", accumulate="TRAIN.ACCUM", ema="TRAIN.EMA_DECA
 DENSE_KEYS = dict(save="train_cfg.save_steps", accumulate="optim_wrapper.accumulative_counts", ema="run.ema_decay",
                   clip="optim_wrapper.clip_grad", data="data_root", workers="train_dataloader.num_workers",
                   skipped="run.max_skipped")  # fmt: skip
-BF16 = ["AMP.ENABLED=true", "AMP.DTYPE=bfloat16"]
+BF16 = ["AMP.DTYPE=bfloat16"]
 DENSE_BF16 = ["optim_wrapper.type=AmpOptimWrapper", "optim_wrapper.dtype=bfloat16"]
 
 # Appended to a recipe, these make the gradient of a batch the mean of its images' gradients, whatever images they are

@@ -34,7 +34,7 @@ import torch
             ["AMP.ENABLED=true", "AMP.BACKEND=apex"],
             ["AMP.BACKEND apex needs a GPU (the device is cpu) and NVIDIA's apex (not installed)", "@24.04.01"],
         ),
-        (["AMP.BACKEND=apex"], ["AMP.BACKEND apex has no effect unless AMP.ENABLED is true"]),
+        (["AMP.ENABLED=false", "AMP.BACKEND=apex"], ["AMP.BACKEND apex has no effect unless AMP.ENABLED is true"]),
         (
             ["AMP.ENABLED=true", "AMP.BACKEND=apex", "TRAIN.COMPILE=true"],
             ["apex works without TRAIN.COMPILE true only"],

@@ -58,13 +58,14 @@ const std::vector<InstructionSet>& instruction_sets() {
   static const KernelTable<ForwardArguments> bf16_forward = with_bfloat16(avx512_forward, avx512_bf16_forward);
   static const KernelTable<BackwardArguments> bf16_backward = with_bfloat16(avx512_backward, avx512_bf16_backward);
   static const HadamardTable bf16_hadamard = with_bfloat16(avx512_hadamard, avx512_bf16_hadamard);
+  static const GeluTable bf16_gelu = with_bfloat16(avx512_gelu, avx512_bf16_gelu);
 #endif
   static const std::vector<InstructionSet> sets{
-      {"plain", &plain_forward, &plain_backward, &plain_hadamard, true},
+      {"plain", &plain_forward, &plain_backward, &plain_hadamard, &plain_gelu, true},
 #if defined(__x86_64__)
-      {"avx2", &avx2_forward, &avx2_backward, &avx2_hadamard, has_avx2()},
-      {"avx512", &avx512_forward, &avx512_backward, &avx512_hadamard, has_avx512()},
-      {"avx512_bf16", &bf16_forward, &bf16_backward, &bf16_hadamard, has_avx512_bf16()},
+      {"avx2", &avx2_forward, &avx2_backward, &avx2_hadamard, &avx2_gelu, has_avx2()},
+      {"avx512", &avx512_forward, &avx512_backward, &avx512_hadamard, &avx512_gelu, has_avx512()},
+      {"avx512_bf16", &bf16_forward, &bf16_backward, &bf16_hadamard, &bf16_gelu, has_avx512_bf16()},
 #endif
   };
   return sets;

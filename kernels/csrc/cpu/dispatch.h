@@ -1,6 +1,7 @@
 // Which instruction set the CPU kernels run in: the best that the processor has, or less where asked.
 #pragma once
 
+#include "gelu_plan.h"
 #include "hadamard_plan.h"
 
 #include <cstdint>
@@ -13,6 +14,7 @@ struct InstructionSet {
   const KernelTable<ForwardArguments>* forward;
   const KernelTable<BackwardArguments>* backward;
   const HadamardTable* hadamard;
+  const GeluTable* gelu;
   bool supported;  // by this processor
 };
 

@@ -2,7 +2,7 @@
 // come from a permutation within each group, which serves up to K positions.
 #pragma once
 
-#include "hadamard_gelu.h"
+#include "gelu.h"
 #include "hadamard_plan.h"
 #include "images.h"
 

@@ -2,7 +2,7 @@
 // channel, so that rows of the map are kept as planes.
 #pragma once
 
-#include "hadamard_gelu.h"
+#include "gelu.h"
 #include "hadamard_plan.h"
 #include "images.h"
 
