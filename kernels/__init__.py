@@ -3,5 +3,15 @@ local aggregation; and linear layers."""
 
 from .functional import backend_info, elsa_attention, hadamard_convolution
 from .linear import linear, linear_info, mlp
+from .portable import is_portable, portable
 
-__all__ = ["backend_info", "elsa_attention", "hadamard_convolution", "linear", "linear_info", "mlp"]
+__all__ = [
+    "backend_info",
+    "elsa_attention",
+    "hadamard_convolution",
+    "is_portable",
+    "linear",
+    "linear_info",
+    "mlp",
+    "portable",
+]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import library
 from .linear import linear_info
+from .portable import is_portable
 from .reference import elsa_attention_reference, hadamard_convolution_reference
 
 BACKENDS = ("auto", "reference", "cpu", "cuda")
@@ -126,7 +127,8 @@ def backend_info() -> dict[str, Any]:
 def _choose(backend: str, tensor: Tensor, attn_drop: float = 0.0, unmeasured: tuple[str, ...] = ()) -> str:
     """The backend that runs: the one asked for if it can, else an error that says why it cannot.
 
-    ``unmeasured`` names those that "auto" does not take.
+    ``unmeasured`` names those that "auto" does not take. Portable graphs hold the reference's operators, unless
+    another backend is asked for by name.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} does not exist; choose one of {', '.join(BACKENDS)}")
@@ -134,8 +136,8 @@ def _choose(backend: str, tensor: Tensor, attn_drop: float = 0.0, unmeasured: tu
         backend = os.environ.get("ELSA_BACKEND", "auto")
         if backend not in BACKENDS:
             raise ValueError(f"ELSA_BACKEND is {backend!r}; choose one of {', '.join(BACKENDS)}")
-    if backend == "reference":
-        return backend
+    if backend == "reference" or (backend == "auto" and is_portable()):
+        return "reference"
     device = tensor.device.type
     obstacle = _obstacle(device if backend == "auto" else backend, tensor, attn_drop)
     if backend == "auto":

@@ -29,7 +29,7 @@ def has_bfloat16() -> bool:
 
 def takes(x: Tensor, weight: Tensor) -> bool:
     """Whether a graph has this layer as an operator: plain tensors of the CPU, in types that oneDNN computes."""
-    if not usable() or not x.is_cpu or torch.compiler.is_exporting() or weight.numel() < SMALLEST_WEIGHT:
+    if torch.compiler.is_exporting() or not x.is_cpu or weight.numel() < SMALLEST_WEIGHT or not usable():
         return False
     cast = torch.is_autocast_enabled("cpu")
     computed = torch.get_autocast_dtype("cpu") if cast else x.dtype

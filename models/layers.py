@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, resize_rel_pos_bias_table, to_2tuple
 from torch import Tensor, nn
 
+from .attend import attend
 from .mlp import Mlp, add_mlp, apply_linear
 
 
@@ -144,7 +145,7 @@ class WindowAttention(nn.Module):
         if mask is not None:
             bias = (bias + mask[:, None]).repeat(number // mask.shape[0], 1, 1, 1)
         drop = self.attn_drop if self.training else 0.0
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype), dropout_p=drop)
+        out = attend(query, key, value, bias.to(query.dtype), drop)
         out = apply_linear(self.post_proj, out.transpose(1, 2).reshape(number, tokens, dim))
         return self.proj_drop(out)
 

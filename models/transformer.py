@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import timm.layers
-import torch.nn.functional as F
 from timm.models import volo
 from torch import Tensor, nn
 
+from .attend import attend
 from .mlp import Mlp, add_mlp, apply_linear
 
 
@@ -17,7 +17,7 @@ class Attention(volo.Attention):
         packed = apply_linear(self.qkv, x).flatten(1, 2).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
         drop = self.attn_drop.p if self.training else 0.0
-        out = F.scaled_dot_product_attention(query, key, value, dropout_p=drop)
+        out = attend(query, key, value, drop=drop)
         return self.proj_drop(apply_linear(self.proj, out.transpose(1, 2).reshape(x.shape)))
 
 
