@@ -10,7 +10,7 @@ import os
 import torch
 from torch import Tensor
 
-from . import onednn
+from . import mlps, onednn
 
 SMALLEST_WEIGHT = 2**13  # numbers; the rows of a graph may be of any number
 
@@ -86,8 +86,8 @@ def mlp(
     x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None, learns: bool
 ) -> tuple[Tensor, Tensor]:
     """(…, N), and what backward needs."""
-    kept = onednn.kept_of_mlp(x, weight1) if learns else None
-    out = onednn.mlp(x, weight1, bias1, weight2, bias2, None, kept=kept)
+    kept = mlps.kept_of_mlp(x, weight1) if learns else None
+    out = mlps.mlp(mlps.products(True), x, weight1, bias1, weight2, bias2, None, kept=kept)
     return out, x.new_empty(0) if kept is None else kept
 
 
@@ -97,14 +97,14 @@ def _mlp_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     before = kept if kept.ndim == 2 else None
     inputs = (x, weight1, bias1, weight2, None)
-    found = onednn.mlp_gradients(inputs, before, (True,) * 5, grad.to(x.dtype).contiguous())
+    found = mlps.mlp_gradients(mlps.products(True), inputs, before, (True,) * 5, grad.to(x.dtype).contiguous())
     of_x, of_weight1, of_bias1, of_weight2, of_bias2 = (t.contiguous() for t in found if t is not None)
     return of_x, of_weight1, of_bias1, of_weight2, of_bias2
 
 
 @mlp.register_fake
 def _(x, weight1, bias1, weight2, bias2, learns):
-    kept = onednn.kept_of_mlp(x, weight1) if learns else None
+    kept = mlps.kept_of_mlp(x, weight1) if learns else None
     return x.new_empty(*x.shape[:-1], weight2.shape[0]), x.new_empty(0) if kept is None else kept
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from . import graphs, onednn
+from . import graphs, mlps, onednn
 
 ACTIVATIONS = (None, "gelu")
 CHOICES = ("auto", "torch", "onednn")
@@ -73,7 +73,8 @@ def mlp(
 ) -> Tensor:
     """``linear(linear(x, weight1, bias1, activation="gelu"), weight2, bias2, residual=residual)``, by the same rules.
 
-    oneDNN computes it some rows at a time, so that the hidden map stays in the caches. For backward x is kept, and
+    Processors with AVX-512 compute it some rows at a time, so that the hidden map stays in the caches, be the product
+    oneDNN's or PyTorch's. For backward x is kept, and
     the hidden map before GELU where x has more than 128 channels: 1 or 5 numbers instead of 9 for each of x where the
     MLP is 4 times as wide.
 
@@ -87,14 +88,16 @@ def mlp(
         inputs = _autocast(x, weight1, bias1, weight2, bias2)
         out, _ = graphs.mlp(*inputs, _differentiates(*inputs))
         return out if residual is None else out + residual
-    taken = _taken(x, weight1, bias1) and _same_kind(x, weight2, bias2)
+    by_onednn = _taken(x, weight1, bias1)
+    taken = by_onednn or _goes_by_rows(x, weight1, bias1)
+    taken = taken and _same_kind(x, weight2, bias2)
     taken = taken and weight2.ndim == 2 and weight2.shape[1] == len(weight1)
     if not taken or not _fits(residual, x.shape[:-1], len(weight2)):
         hidden = linear(x, weight1, bias1, activation="gelu")
         return linear(hidden, weight2, bias2, residual=residual)
     inputs = (*_autocast(x, weight1, bias1, weight2, bias2), residual)
-    run: Callable[..., Tensor] = onednn.MLP.apply if _differentiates(*inputs) else onednn.mlp
-    return run(*inputs)
+    run: Callable[..., Tensor] = mlps.MLP.apply if _differentiates(*inputs) else mlps.mlp
+    return run(mlps.products(by_onednn), *inputs)
 
 
 def linear_info() -> str:
@@ -133,7 +136,7 @@ def _choice() -> str:
 
 def _taken(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether oneDNN computes this layer."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if _is_traced():
         return False
     choice = _choice()
     if choice == "torch" or (choice == "auto" and not onednn.processor()[0]):
@@ -142,6 +145,20 @@ def _taken(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         if choice == "onednn":
             raise RuntimeError(f"ELSA_LINEAR is onednn, which cannot run: {obstacle}")
         return False
+    return _suits(x, weight, bias)
+
+
+def _goes_by_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether an MLP that begins with this layer is computed some rows at a time by PyTorch's product."""
+    return not _is_traced() and _choice() == "auto" and onednn.has_avx512() and _suits(x, weight, bias)
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether a layer may be other than PyTorch's own, and is worth it."""
     return _is_large(x, weight) and not _watched() and _same_kind(x, weight, bias)
 
 

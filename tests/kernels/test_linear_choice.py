@@ -58,7 +58,12 @@ def inputs():
     [
         ("AuthenticAMD", "AVX512", True, "onednn: AVX512 on AuthenticAMD, where MKL computes with AVX2"),
         ("HygonGenuine", "AVX512", True, "onednn: AVX512 on HygonGenuine, where MKL computes with AVX2"),
-        ("GenuineIntel", "AVX512", False, "torch: AVX512 on GenuineIntel: MKL uses it"),
+        (
+            "GenuineIntel",
+            "AVX512",
+            False,
+            "torch: AVX512 on GenuineIntel: MKL uses it; MLPs are computed some rows at a time",
+        ),
         ("AuthenticAMD", "AVX2", False, "torch: AVX2 on AuthenticAMD: without AVX-512 both are equally fast"),
         ("aarch64", "DEFAULT", False, "torch: DEFAULT on aarch64: without AVX-512 both are equally fast"),
     ],

@@ -12,7 +12,7 @@ from timm.models import volo
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from elsa.kernels import onednn
+from elsa.kernels import mlps
 from elsa.models import mlp as module
 from elsa.models import transformer
 from elsa.models.mlp import Mlp, add_mlp, apply_linear, is_plain
@@ -34,9 +34,7 @@ def ours():
 def fused(monkeypatch):
     """How often an MLP was computed as one."""
     calls = []
-    monkeypatch.setattr(
-        module, "mlp", lambda *inputs, **rest: calls.append(inputs) or onednn.plain_mlp(*inputs, **rest)
-    )
+    monkeypatch.setattr(module, "mlp", lambda *inputs, **rest: calls.append(inputs) or mlps.plain_mlp(*inputs, **rest))
     return calls
 
 
