@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.models.swin_transformer import SwinTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from elsa.core import CheckpointError
@@ -18,12 +19,13 @@ from elsa.core.archive import read_archive as read_checkpoint
 
 from .layers import resize_map
 
-MODEL_ENTRIES = ("state_dict", "model")
-EMA_ENTRIES = ("state_dict_ema", "model_ema")
+MODEL_ENTRIES = ("state_dict", "model", "model_state_dict")
+EMA_ENTRIES = ("state_dict_ema", "model_ema", "teacher")
 WEIGHTS = ("auto", "model", "ema")
 # What wraps a model: DistributedDataParallel and averages, Lightning, torch.compile; and what averages count beside it.
 WRAPPERS = ("module.", "model.", "_orig_mod.")
 COUNTERS = ("n_averaged", "steps")
+BIAS_TABLE = ".relative_position_bias_table"  # of Swin Transformers, in their authors' names and timm's
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -99,7 +101,7 @@ def load_pretrained(
     """Loads weights into ``model``; every tensor must be there, fit, be finite and be used.
 
     Only what a model says it can resize (``adapt_state_dict``: VOLO's position embedding, for another input size) may
-    have another shape.
+    have another shape, and the position bias of timm's Swin Transformers, which read their authors' files as well.
 
     Args:
         checkpoint: a file, or its content from ``read_checkpoint``.
@@ -115,7 +117,7 @@ def load_pretrained(
     name = "checkpoint" if isinstance(checkpoint, dict) else f"checkpoint {checkpoint}"
     content = checkpoint if isinstance(checkpoint, dict) else read_checkpoint(checkpoint, trust)
     entry, tensors = select_weights(content, weights)
-    own = model.state_dict()
+    own, tensors = model.state_dict(), _in_timms_names(tensors, model)
     for pattern in ignore:
         if not fnmatch.filter(own, pattern):
             raise CheckpointError(f"pattern {pattern!r} matches no tensor of the model")
@@ -124,7 +126,7 @@ def load_pretrained(
     given = {key: value for key, value in tensors.items() if key not in ignored}
     adapted = adapt_state_dict(given, model)
     resized = tuple(
-        f"{key} {_size(given[key])} → {_size(adapted[key])}" for key in given if adapted[key] is not given[key]
+        f"{key} {_size(given[key])} → {_size(adapted[key])}" for key in given if adapted[key].shape != given[key].shape
     )
     given = adapted
 
@@ -180,8 +182,21 @@ def _kind(tensor: Tensor) -> str:
 
 
 def adapt_state_dict(tensors: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
-    """A state dict fitted to the model where it knows how: VOLO's position embedding to another input size."""
+    """A state dict fitted to the model where it knows how: VOLO's position embedding to another input size, the bias of
+    timm's Swin Transformers to another window."""
+    if isinstance(model, SwinTransformer):
+        own = model.state_dict()
+        tables = {name: value for name, value in tensors.items() if name.endswith(BIAS_TABLE) and name in own}
+        return {**tensors, **checkpoint_filter_fn(tables, model)}
     return model.adapt_state_dict(tensors) if hasattr(model, "adapt_state_dict") else tensors
+
+
+def _in_timms_names(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The authors' weights of a Swin Transformer as timm's network has them; the tables of its bias as they are."""
+    if not isinstance(model, SwinTransformer):
+        return tensors
+    tables = {name: value for name, value in tensors.items() if name.endswith(BIAS_TABLE)}
+    return checkpoint_filter_fn({name: value for name, value in tensors.items() if name not in tables}, model) | tables
 
 
 def _is_plain(value: Any) -> bool:
@@ -206,7 +221,7 @@ def load_backbone(model: Any, checkpoint: str | Path, trust: bool = False) -> Lo
     entry, tensors = select_weights(read_checkpoint(checkpoint, trust))
     if any(name.startswith("backbone.") for name in tensors):
         tensors = {n.removeprefix("backbone."): value for n, value in tensors.items() if n.startswith("backbone.")}
-    if any(name.endswith("relative_position_bias_table") for name in tensors):
+    if any(name.endswith(BIAS_TABLE) for name in tensors):
         tensors = _from_swin_names(tensors)
     own = model.state_dict()
     given = {name: value for name, value in tensors.items() if name.split(".")[0] not in model.classifier_only}
@@ -237,8 +252,8 @@ def _from_swin_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if ".attn.qkv." in name:
             query, key, content = value.chunk(3)
             name, value = name.replace("qkv", "pre_proj"), torch.cat((content, query, key))
-        elif name.endswith(".relative_position_bias_table"):
-            name, value = name.replace("relative_position_bias_table", "rb"), value.T.flip(1)
+        elif name.endswith(BIAS_TABLE):
+            name, value = name.replace(BIAS_TABLE, ".rb"), value.T.flip(1)
         elif ".downsample." in name and timm_layout:
             stage = int(name.split(".")[1])
             name = name.replace(f"layers.{stage}.", f"layers.{stage - 1}.", 1)

@@ -177,6 +177,52 @@ def test_a_name_that_only_looks_wrapped_is_kept():
     assert select_weights(dict(tensors))[1].keys() == tensors.keys()
 
 
+def swin(**changes):
+    torch.manual_seed(0)
+    small = dict(num_classes=3, depths=(1, 1, 2, 1), embed_dim=24, num_heads=(1, 2, 4, 8))
+    model = timm.create_model("swin_tiny_patch4_window7_224", **{**small, **changes}).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def as_its_authors(state):
+    """The file of Swin Transformer's authors: patches are merged a stage earlier, the head has no layer within."""
+    merging = {name: f"layers.{int(name[7]) - 1}.{name[9:]}" for name in state if ".downsample." in name}
+    theirs = {merging.get(name, name).replace("head.fc.", "head."): value for name, value in state.items()}
+    return {**theirs, "layers.0.blocks.0.attn.relative_position_index": torch.zeros(49, 49)}
+
+
+def test_a_plain_swin_starts_from_its_authors_weights():
+    source = swin()
+    model, image = swin(), torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    report = load_pretrained(model, {"model": as_its_authors(source.state_dict())})
+    assert report.loaded == report.total and report.resized == ()
+    with torch.no_grad():
+        assert torch.equal(model(image), source(image))
+
+
+def test_a_plain_swin_of_another_window_says_what_it_resized():
+    report = load_pretrained(swin(), swin(window_size=12, img_size=384).state_dict())
+    assert "layers.0.blocks.0.attn.relative_position_bias_table 529×1 → 169×1" in report.resized
+
+
+def test_a_plain_swin_of_another_depth_is_told_by_name():
+    with pytest.raises(CheckpointError, match=r"unexpected: layers\.2\.blocks\.2"):
+        load_pretrained(swin(), as_its_authors(swin(depths=(1, 1, 4, 1)).state_dict()))
+
+
+@pytest.mark.parametrize("entry", ["model_state_dict", "teacher"])
+def test_entries_of_other_trainers(entry):
+    source, model = tiny_model(1), tiny_model(2)
+    assert load_pretrained(model, {entry: wrapped(source), "student": {}, "epoch": 3}).entry == entry
+    assert same_weights(model, source)
+
+
 # ---- what does not fit
 
 
