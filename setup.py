@@ -6,8 +6,9 @@ Two libraries from one tree (tests compile the CUDA sources for the CPU by thems
 ``_cuda``  CUDA kernels; where a toolkit is found that fits a CUDA build of torch (``ELSA_CUDA=auto|0|1``: 1 makes a
            missing toolkit an error; ``TORCH_CUDA_ARCH_LIST`` is honoured).
 
-The package works without any of them, on the PyTorch reference. What was built, against which torch, and why the
-rest was not, is written to ``_build.json`` beside the libraries, for ``elsa.kernels.backend_info()`` to tell.
+The package works without any of them, on the PyTorch reference. What was built, against which torch, for which GPUs,
+and why the rest was not, is written to ``_build.json`` beside the libraries, for ``elsa.kernels.backend_info()`` and
+``elsa doctor`` to tell.
 """
 
 from __future__ import annotations
@@ -145,6 +146,8 @@ class Build(cpp_extension.BuildExtension if torch is not None else build_ext):
 
     def write_record(self) -> None:
         record = {"torch": None if torch is None else torch.__version__, "missing": self.reasons}
+        if any(short_name(extension) == "_cuda" for extension in self.extensions) and "_cuda" not in self.reasons:
+            record["architectures"] = os.environ["TORCH_CUDA_ARCH_LIST"]
         packed = Path(self.build_lib) / "elsa/kernels"
         for library in packed.glob("_*.so"):  # of an earlier build: it must not slip into a wheel
             if library.name.split(".")[0] not in {short_name(extension) for extension in self.extensions}:

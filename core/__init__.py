@@ -22,6 +22,7 @@ from .files import (
     write_text,
     write_then_rename,
 )
+from .locks import lock_file
 from .log import logger, setup_logging, silence
 from .progress import Progress
 from .seeds import mix_seed, seed_everything
@@ -39,6 +40,7 @@ __all__ = [
     "__version__",
     "check_writable",
     "did_you_mean",
+    "lock_file",
     "logger",
     "make_folder",
     "mix_seed",

@@ -53,11 +53,11 @@ def require_optimizer(what: str, device: torch.device, name: str) -> type[torch.
 
 def _require(what: str, device: torch.device, part: str, names: tuple[str, ...], cure: str) -> None:
     missing = [] if can_compute(device) else [f"a GPU (the device is {device})"]
-    lacking = _lacking(part, names)
-    if lacking:
-        missing.append(f"NVIDIA's apex ({lacking})")
+    lack = lacking(part, names)
+    if lack:
+        missing.append(f"NVIDIA's apex ({lack})")
     if missing:
-        raise ConfigError(f"{what} needs {' and '.join(missing)}" + (f"; install it with: {cure}" if lacking else ""))
+        raise ConfigError(f"{what} needs {' and '.join(missing)}" + (f"; install it with: {cure}" if lack else ""))
 
 
 def can_compute(device: torch.device) -> bool:
@@ -65,14 +65,23 @@ def can_compute(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _lacking(part: str, names: tuple[str, ...]) -> str:
-    """What is wrong with the package ``apex`` that is installed; empty where it has ``names`` in its ``part``."""
+def impostor() -> str:
+    """Where another package of that name is installed; empty where there is none, or it is NVIDIA's."""
     spec = importlib.util.find_spec("apex")
     if spec is None:
-        return "not installed"
+        return ""
     places = [Path(place) for place in spec.submodule_search_locations or ()]
-    if not any((place / "multi_tensor_apply").is_dir() for place in places):
-        return f"what is installed in {places[0] if places else spec.origin} is another package of that name"
+    if any((place / "multi_tensor_apply").is_dir() for place in places):
+        return ""
+    return str(places[0] if places else spec.origin)
+
+
+def lacking(part: str, names: tuple[str, ...]) -> str:
+    """What is wrong with the package ``apex`` that is installed; empty where it has ``names`` in its ``part``."""
+    if importlib.util.find_spec("apex") is None:
+        return "not installed"
+    if place := impostor():
+        return f"what is installed in {place} is another package of that name"
     if importlib.util.find_spec("amp_C") is None:
         return "installed without its CUDA extensions: there is no amp_C"
     for module in ("apex", "amp_C", f"apex.{part}"):

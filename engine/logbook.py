@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import resource
+import math
 import sys
 import threading
 import time
@@ -22,7 +22,13 @@ from elsa.core import logger, to_json, write_text
 from .distributed import Runtime
 from .trackers import Tracker
 
+try:
+    import resource
+except ImportError:  # not a Unix
+    resource = None  # type: ignore[assignment]
+
 LOG_NAME = "log.jsonl"
+RSS_UNIT = 2**30 if sys.platform == "darwin" else 2**20  # of ru_maxrss in a GB: bytes on macOS, else KiB
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -37,10 +43,12 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Most memory in use so far: of the GPU where there is one, else of this process."""
+    """Most memory in use so far: of the GPU where there is one, else of this process; NaN where no one knows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if resource is None:
+        return math.nan
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / RSS_UNIT
 
 
 class Logbook:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -23,6 +22,7 @@ from elsa.core import (
     ConfigError,
     __version__,
     check_writable,
+    lock_file,
     logger,
     make_folder,
     setup_logging,
@@ -79,7 +79,7 @@ class RunFolder:
         while True:
             lock = path.open("a+", encoding="utf-8")
             try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_file(lock)
             except (BlockingIOError, PermissionError) as error:
                 lock.seek(0)
                 owner = lock.read().strip() or "another process"

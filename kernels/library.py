@@ -40,6 +40,11 @@ def load(name: str) -> str | None:
     return None
 
 
+def cuda_architectures() -> str:
+    """GPU architectures that the CUDA kernels were built for, "8.0;9.0;10.0+PTX"; empty where that is not known."""
+    return _build_record().get("architectures") or ""
+
+
 def _build_record() -> dict:
     try:
         return json.loads((FOLDER / "_build.json").read_text())

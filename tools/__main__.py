@@ -10,18 +10,21 @@ import importlib
 import sys
 from pathlib import Path
 
-from elsa.core import ConfigError, __version__, did_you_mean
-
 
 def main() -> None:
     """Tells the version or the verbs, or runs the verb that the command line names."""
     asked = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if asked == "--version":
+        from elsa.core import __version__
+
         print(f"elsa {__version__}")
     elif asked in ("-h", "--help"):
         print("usage: elsa VERB …; elsa VERB --help tells of each\n")
         print("\n".join(f"  {name:<18} {text}" for name, text in verbs().items()))
         print("\nRecipes are files, or names of shipped ones: elsa train elsa_swin_tiny --output DIR")
+    elif asked == "doctor":  # runs where what the others need is broken
+        sys.argv[:2] = ["elsa doctor"]
+        importlib.import_module("elsa.tools.doctor").main()
     else:
         from elsa.tools.tasks.outcome import run  # imports timm, which takes seconds
 
@@ -43,6 +46,8 @@ def dispatch() -> None:
     Raises:
         ConfigError: no such verb; the message has the nearest one, or all.
     """
+    from elsa.core import ConfigError, did_you_mean
+
     asked, known = sys.argv[1], verbs()
     if (verb := asked.replace("-", "_")) not in known:
         hint = did_you_mean(asked, [*known, "--help", "--version"]) or f"; there are {', '.join(known)}"

@@ -6,7 +6,6 @@ import argparse
 import io
 import itertools
 import math
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from elsa.data.workers import Loader
 from elsa.engine import TrainState, choose_parallel, distributed
 
 from .. import command
+from . import machine
 from .data_report import tell
 from .timm_loader import compare_decoding, timm_loader
 
@@ -40,7 +40,7 @@ def benchmark_data(args: argparse.Namespace) -> None:
     check_writable(args.output)
     setup_logging(0)
     task, recipe = command.read(command.find_recipe(args.config), args.overrides)
-    cores = len(os.sched_getaffinity(0))
+    cores = len(machine.cores())
     with distributed(args.device) as runtime:
         training = task.build(recipe, runtime, None, False)
         batches = training.batches
