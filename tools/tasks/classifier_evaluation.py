@@ -173,7 +173,7 @@ def results(
     }
 
 
-def draw(config: CfgNode, args: argparse.Namespace, found: Findings, source: Source) -> None:
+def draw(config: CfgNode, args: argparse.Namespace, found: Findings, source: Source | IterableDataset) -> None:
     metrics, name = found.metrics, config.MODEL.NAME
     accuracy = f"{name}: top-1 {metrics.top1:.2f} % of {metrics.count} images"
     draw_confusion(found.counts, found.names, args.output / "confusion.png", accuracy)
