@@ -14,12 +14,13 @@ from .images.loaders import Batch, EvalLoader, eval_loader, train_loader
 from .images.mix import build_mix, build_mix_token
 from .images.sources import Source, open_splits
 from .images.token_labels import ABOUT_LABELS, LabelMaps, TokenLabels, label_path, token_targets, write_label_map
-from .images.transforms import View, eval_transform, train_transform, whole_image_transform
+from .images.transforms import CROPS, View, eval_transform, train_transform, whole_image_transform
 from .listing import image_files, left_out
 from .order import BadImages, TrainLoader, divide_batch
 
 __all__ = [
     "ABOUT_LABELS",
+    "CROPS",
     "DIGITS_ADE_CLASSES",
     "SCENE_CLASSES",
     "BadImages",

@@ -12,10 +12,11 @@ from elsa.core import (
     write_then_rename,
 )
 
+from .analysis import BINS, Calibration, ClassCounts, calibrate, count_classes
 from .checkpoint import BEST, LAST, PREVIOUS
 from .config import dump, flatten, load_config, load_recipe, plain, restore_recipe, split_overrides
 from .distributed import Runtime, distributed
-from .evaluate import Metrics, evaluate, mistakes_first
+from .evaluate import Metrics, Predictions, evaluate, mistakes_first
 from .launcher import forbid_restarts, join_slurm
 from .logbook import Logbook, peak_memory_gb, read_log
 from .losses import TokenLabelLoss
@@ -28,12 +29,18 @@ from .run import RunFolder, describe_environment
 from .signals import StopRequest
 from .step import Schedule, Step, StepRecord, TokenLabelStep, TrainState, TrainStep
 from .trainer import Evaluation, Trainer
+from .views import FLIPS, AveragedViews
 
 __all__ = [
     "BEST",
+    "BINS",
+    "FLIPS",
     "LAST",
     "PREVIOUS",
+    "AveragedViews",
     "Batch",
+    "Calibration",
+    "ClassCounts",
     "ConfigError",
     "Evaluation",
     "Logbook",
@@ -42,6 +49,7 @@ __all__ = [
     "Parallel",
     "Plan",
     "Precision",
+    "Predictions",
     "Recipe",
     "RunFolder",
     "Runtime",
@@ -58,8 +66,10 @@ __all__ = [
     "build_optimizer",
     "build_schedule",
     "by_apex",
+    "calibrate",
     "choose_parallel",
     "choose_precision",
+    "count_classes",
     "describe_environment",
     "distributed",
     "divisions",

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,6 +15,37 @@ from elsa.core import DataError, UnreadableData
 
 from .distributed import Runtime
 from .precision import Precision
+
+Row = tuple[int, int, int, float]
+"""(index, target, predicted, confidence) of an image"""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of N images, in the order of the data set.
+
+    Attributes:
+        indices: (N,) positions in the data set; -1 in a stream, whose own order is kept.
+        targets: (N,) true classes.
+        classes, shares: (N, k) the k most probable classes, best first, and their probabilities; k is 5, or as many
+            classes as there are.
+    """
+
+    indices: np.ndarray
+    targets: np.ndarray
+    classes: np.ndarray
+    shares: np.ndarray
+
+    @classmethod
+    def join(cls, parts: Sequence[tuple[np.ndarray, ...]]) -> Predictions:
+        """The columns of several batches or processes, put in order."""
+        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        order = np.argsort(columns[0], kind="stable")
+        return cls(*(column[order] for column in columns))
+
+    def rows(self) -> list[Row]:
+        columns = (self.indices, self.targets, self.classes[:, 0], self.shares[:, 0])
+        return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 @dataclass(frozen=True)
@@ -25,7 +57,7 @@ class Metrics:
         loss: mean cross entropy, without smoothing.
         count: images counted; unreadable ones are not.
         bad: {name: reason} of the unreadable ones.
-        predictions: on request ``(index, target, predicted, confidence)`` of each image.
+        predictions: on request, of each image that counts.
     """
 
     top1: float
@@ -33,7 +65,7 @@ class Metrics:
     loss: float
     count: int
     bad: Mapping[str, str] = field(default_factory=dict)
-    predictions: list[tuple[int, int, int, float]] = field(default_factory=list, repr=False)
+    predictions: Predictions | None = field(default=None, repr=False)
 
     def as_dict(self) -> dict[str, float]:
         return {"top1": self.top1, "top5": self.top5, "loss": self.loss}
@@ -80,7 +112,7 @@ def evaluate(
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=runtime.device)
     count, skipped = 0, 0
-    predictions: list[tuple[int, int, int, float]] = []
+    kept: list[tuple[np.ndarray, ...]] = []
     for batch in batches:
         runtime.pulse()
         unreadable.add(batch.bad)
@@ -100,9 +132,8 @@ def evaluate(
         sums += torch.stack([hits[:, 0].sum(), hits.sum(), losses.double().sum()]).double()
         count += len(targets)
         if keep_predictions:
-            confidence = logits.softmax(1).amax(1)
-            rows = (batch.indices.tolist(), targets.tolist(), best[:, 0].tolist(), confidence.tolist())
-            predictions.extend(zip(*rows, strict=True))
+            shares = logits.softmax(1).gather(1, best)
+            kept.append(tuple(part.cpu().numpy() for part in (batch.indices, targets, best, shares)))
     model.train(was_training)
 
     unreadable.merge(runtime.gather(unreadable.names))
@@ -111,10 +142,12 @@ def evaluate(
         raise DataError(f"evaluated {total:.0f} images and skipped {left_out:.0f}, but the data set has {expected}")
     if not total:
         raise UnreadableData(f"no image could be evaluated: all {left_out:.0f} are unreadable")
-    everyone = [row for rows in runtime.gather(predictions) for row in rows] if keep_predictions else []
-    return Metrics(100 * top1 / total, 100 * top5 / total, loss / total, int(total), unreadable.names, everyone)
+    predictions = None
+    if keep_predictions:
+        predictions = Predictions.join([part for parts in runtime.gather(kept) for part in parts])
+    return Metrics(100 * top1 / total, 100 * top5 / total, loss / total, int(total), unreadable.names, predictions)
 
 
-def mistakes_first(predictions: Sequence[tuple[int, int, int, float]]) -> list[tuple[int, int, int, float]]:
+def mistakes_first(predictions: Sequence[Row]) -> list[Row]:
     """Predictions ordered for looking at them: the most confident mistakes first, then the least confident hits."""
     return sorted(predictions, key=lambda row: (row[1] == row[2], -row[3] if row[1] != row[2] else row[3]))

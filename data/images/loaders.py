@@ -21,7 +21,7 @@ from ..workers import Loader
 from .readers import check_label, check_shares
 from .sources import Source, image_mode
 from .token_labels import LabelMaps, TokenLabels
-from .transforms import eval_transform, train_transform
+from .transforms import CROPS, FiveCrops, eval_transform, train_transform
 
 
 @dataclass
@@ -237,12 +237,19 @@ def open_label_maps(config: CfgNode, source: Source | IterableDataset) -> LabelM
     return LabelMaps(config.TOKENS.LABELS, source, config.MODEL.NUM_CLASSES)
 
 
-def eval_loader(config: CfgNode, source: Source | IterableDataset, rank: int, world_size: int) -> EvalLoader:
-    """The evaluation loader as DATA and EVAL say: no padding, each image once."""
-    transform = eval_transform(config)
+def eval_loader(
+    config: CfgNode, source: Source | IterableDataset, rank: int, world_size: int, five_crops: bool = False
+) -> EvalLoader:
+    """The evaluation loader as DATA and EVAL say: no padding, each image once.
+
+    Args:
+        five_crops: see FiveCrops; images are then (B, 5, C, H, W).
+    """
+    transform = FiveCrops(config) if five_crops else eval_transform(config)
     bad = BadImages(config.DATA.MAX_BAD, "DATA.MAX_BAD")
     batch = config.DATA.EVAL_BATCH
-    common = dict(batch_size=batch, **_worker_options(config, min(batch, count_images(source))))
+    views = CROPS if five_crops else 1
+    common = dict(batch_size=batch, **_worker_options(config, views * min(batch, count_images(source))))
     if isinstance(source, IterableDataset):
         streamed = Streamed(config, source, transform)
         source.set_loader_cfg(num_workers=config.DATA.WORKERS)
@@ -252,6 +259,7 @@ def eval_loader(config: CfgNode, source: Source | IterableDataset, rank: int, wo
 
 
 def _worker_options(config: CfgNode, batch: int) -> dict:
+    """Of loader processes that hand over ``batch`` pictures at a time."""
     workers = config.DATA.WORKERS
     return dict(
         num_workers=workers,

@@ -69,10 +69,14 @@ class Source:
         own = getattr(self.items, "order", None)
         return own(generator) if own else torch.randperm(len(self), generator=generator)
 
-    def name(self, index: int) -> str:
-        """The file's name where there is one."""
+    def path(self, index: int) -> str | None:
+        """The file's path where there is one."""
         named = self.items.filename(index, absolute=True) if hasattr(self.items, "filename") else None
-        return str(named or f"image {index}")
+        return str(named) if named else None
+
+    def name(self, index: int) -> str:
+        """What messages call the image: its path where there is one."""
+        return self.path(index) or f"image {index}"
 
     def relative_name(self, index: int) -> str:
         """The file's path within the split without its ending, ``CLASS/NAME``, or the image's number."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,8 +10,10 @@ import torch
 from PIL import Image
 from timm.data import RandomResizedCropAndInterpolation, create_transform
 from torch import Tensor
-from torchvision.transforms import Compose, functional
+from torchvision.transforms import CenterCrop, Compose, FiveCrop, functional
 from yacs.config import CfgNode
+
+from elsa.core import ConfigError
 
 STRIP = 16  # times its width that an image is long, to be cut before it is resized
 
@@ -87,6 +90,31 @@ def train_transform(config: CfgNode, tracked: bool = False) -> Callable:
 def eval_transform(config: CfgNode) -> Callable:
     """Resize, centre crop, normalise: PIL image → (C, H, W)."""
     return Compose([middle_of_strip, _plain_transform(config, "center", config.EVAL.CROP)])
+
+
+CROPS = 5
+
+
+class FiveCrops:
+    """As ``eval_transform``, but the four corners as well as the centre: PIL image → (5, C, H, W).
+
+    Raises:
+        ConfigError: EVAL.CROP leaves no margin, so that the crops would be one and the same.
+    """
+
+    def __init__(self, config: CfgNode) -> None:
+        size, share = config.DATA.IMG_SIZE, config.EVAL.CROP
+        if math.floor(size / share) <= size:
+            raise ConfigError(
+                f"five crops need a margin, but with EVAL.CROP {share} the crop is as large as the image: choose less, "
+                "EVAL.CROP=0.875 for one"
+            )
+        resize, centre, *further = _plain_transform(config, "center", share).transforms
+        assert isinstance(centre, CenterCrop)
+        self.before, self.crop, self.after = Compose([middle_of_strip, resize]), FiveCrop(size), Compose(further)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return torch.stack([self.after(crop) for crop in self.crop(self.before(image))])
 
 
 def middle_of_strip(image: Image.Image) -> Image.Image:

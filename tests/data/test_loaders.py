@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from elsa.core import ConfigError
 from elsa.data import DataError, eval_loader, open_splits, train_loader
 from elsa.data.decode import UnreadableImage
 
@@ -206,6 +207,27 @@ def test_evaluation_is_repeatable_with_workers_and_progress(folder, make_config)
     assert [batch.indices.tolist() for batch in runs[0]] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
     for one, other in zip(*runs, strict=True):
         assert torch.equal(one.images, other.images)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_five_crops_are_the_corners_and_what_is_seen_without_them(write_images, make_config, workers):
+    root = write_images({split: {"a": 2, "b": 1} for split in ("train", "val")}, size=(30, 20))
+    config = make_config(root, "EVAL.CROP=0.5", "DATA.IMG_SIZE=10", f"DATA.WORKERS={workers}")
+    (source,) = open_splits(config, "val")
+    (whole,), (plain,) = (list(eval_loader(config, source, 0, 1, five_crops=five)) for five in (True, False))
+    assert whole.images.shape == (3, 5, 3, 10, 10)
+    assert torch.equal(whole.images[:, 4], plain.images)
+    pixels = torch.from_numpy(np.asarray(source.load(0)[0])).permute(2, 0, 1) / 255
+    shown = whole.images[0] * 0.35 + 0.3
+    for crop, (top, left) in zip(shown, ((0, 0), (0, 20), (10, 0), (10, 20)), strict=False):
+        torch.testing.assert_close(crop, pixels[:, top : top + 10, left : left + 10], atol=1e-5, rtol=0)
+
+
+def test_five_crops_without_a_margin_are_refused(write_images, make_config):
+    config = make_config(write_images({split: {"a": 2, "b": 1} for split in ("train", "val")}), "EVAL.CROP=1.0")
+    (source,) = open_splits(config, "val")
+    with pytest.raises(ConfigError, match=r"five crops need a margin, but with EVAL\.CROP 1\.0"):
+        eval_loader(config, source, 0, 1, five_crops=True)
 
 
 def test_evaluation_resizes_crops_and_normalises(tmp_path, make_config):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from elsa.core import DataError
 from elsa.data import BadImages
-from elsa.engine import Precision, Runtime, evaluate, mistakes_first
+from elsa.engine import Precision, Predictions, Runtime, calibrate, count_classes, evaluate, mistakes_first
 
 ALONE = Runtime(0, 1, torch.device("cpu"))
 FLOAT32 = Precision("cpu", None)
@@ -68,3 +69,48 @@ def test_the_mode_of_the_model_is_restored():
 def test_mistakes_come_first_the_most_confident_ones_leading():
     rows = [(0, 1, 1, 0.9), (1, 1, 2, 0.6), (2, 0, 0, 0.5), (3, 2, 0, 0.8)]
     assert [row[0] for row in mistakes_first(rows)] == [3, 1, 2, 0]
+
+
+def told(targets, predicted, shares, classes):
+    """Predictions of which the first class counts."""
+    columns = (np.array(targets), np.array(predicted)[:, None], np.array(shares, np.float32)[:, None])
+    found = Predictions(np.arange(len(targets)), *columns)
+    return count_classes(found, classes), calibrate(found)
+
+
+def test_predictions_are_in_the_order_of_the_data_set_with_the_best_five():
+    logits = torch.randn(9, 7, generator=torch.Generator().manual_seed(0))
+    parts = list(batches(logits, torch.arange(9) % 7, 4))
+    metrics = evaluate(nn.Identity(), parts[::-1], 9, ALONE, FLOAT32, BadImages(1, "MAX_BAD"), keep_predictions=True)
+    found = metrics.predictions
+    assert found.indices.tolist() == list(range(9))
+    shares, classes = logits.softmax(1).topk(5)
+    assert (found.classes == classes.numpy()).all()
+    assert found.shares == pytest.approx(shares.numpy())
+    assert found.rows()[3] == (3, 3, int(classes[3, 0]), pytest.approx(float(shares[3, 0])))
+
+
+def test_the_confusion_matrix_is_that_of_plain_counting():
+    counts, _ = told([0, 0, 0, 1, 1, 3], [0, 2, 2, 1, 0, 3], [0.5] * 6, 4)
+    assert counts.matrix.tolist() == [[1, 0, 2, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
+    assert counts.images.tolist() == [3, 2, 0, 1]
+    assert counts.accuracy[[0, 1, 3]] == pytest.approx([100 / 3, 50, 100])
+    assert np.isnan(counts.accuracy[2])
+    assert counts.mistakes.tolist() == [[0, 2, 2], [1, 0, 1]]
+
+
+def test_calibration_is_that_of_the_definition():
+    """Guo et al. 2017, equations 2 to 5: bins of (m − 1)/15 < p ≤ m/15."""
+    shares = [0.31, 0.33, 0.62, 0.64, 0.66, 1.0]
+    _, found = told([0] * 6, [1, 0, 0, 0, 1, 0], shares, 2)
+    assert np.flatnonzero(found.images).tolist() == [4, 9, 14]
+    assert found.images[[4, 9, 14]].tolist() == [2, 3, 1]
+    assert found.confidence[[4, 9, 14]] == pytest.approx([0.32, 0.64, 1.0])
+    assert found.accuracy[[4, 9, 14]] == pytest.approx([1 / 2, 2 / 3, 1])
+    assert found.ece == pytest.approx((2 * 0.18 + 3 * (2 / 3 - 0.64)) / 6)
+
+
+@pytest.mark.parametrize(("share", "place"), [(0.0, 0), (1 / 15, 0), (0.2, 2), (0.2001, 3), (1.0, 14)])
+def test_a_probability_at_an_edge_is_in_the_lower_bin(share, place):
+    found = Predictions(np.arange(1), np.zeros(1, int), np.zeros((1, 1), int), np.array([[share]]))
+    assert np.flatnonzero(calibrate(found).images).tolist() == [place]

@@ -91,6 +91,7 @@ def test_every_helper_variable_of_every_recipe_is_refused(root):
         ("evaluate", "config", ["--per-class"], ["--per-class is an option of detection and segmentation"]),
         ("evaluate", "config", ["--scales", "single"], ["--scales is an option of segmentation"]),
         ("evaluate", "detector", ["--scales", "single"], ["--scales is an option of segmentation"]),
+        ("evaluate", "detector", ["--tta", "flip"], ["--tta is an option of classification"]),
         ("predict", "detector", ["--top", "3"], ["--top is an option of classification"]),
         ("predict", "config", ["--threshold", "0.5"], ["--threshold is an option of detection"]),
         ("predict", "segmentor", ["--threshold", "0.5"], ["--threshold is an option of detection"]),

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from elsa.core import ConfigError, DataError, check_writable, logger, make_folder, sha256, write_json
+from elsa.core import ConfigError, DataError, check_writable, logger, make_folder, write_json
 from elsa.data import (
     Batch,
-    Source,
     UnreadableImage,
     build_mix,
     build_mix_token,
     decode,
     eval_loader,
     eval_transform,
-    open_splits,
     token_targets,
     train_loader,
 )
@@ -46,22 +42,21 @@ from elsa.engine import (
     dump,
     evaluate,
     load_recipe,
-    mistakes_first,
     read_options,
     restore_recipe,
 )
-from elsa.models import LoadReport, load_pretrained, read_checkpoint
+from elsa.models import load_pretrained, read_checkpoint
 
-from .checkpoints import check_belongs, class_names, in_short
+from .checkpoints import class_names, in_short
+from .classifier_evaluation import OPTIONS, evaluate_checkpoint
 from .classifier_plan import as_planned, batch_wish, classifier_outlook, memory_of, plan_of
 from .command import find_images
-from .conclusion import parameters
 from .gallery import ClassifierGallery
-from .networks import build_model, start_from_pretrained, token_grid
+from .networks import build_model, open_data, start_from_pretrained, token_grid
 from .outlook import Outlook
-from .pictures import class_text, draw_grid, draw_predictions, told
+from .pictures import class_text, draw_grid, told
 from .planning import settle_here
-from .training import Training, environment, train
+from .training import Training, train
 
 MOST_DRAWN = 100
 
@@ -71,6 +66,7 @@ class Classification:
 
     name = "classification"
     options: ClassVar = {
+        "evaluate": OPTIONS,
         "predict": [("--top", dict(type=int, metavar="K", help="classes listed per image; default 5"))],
     }
 
@@ -97,12 +93,6 @@ class Classification:
 
     def outlook(self, recipe: Recipe, args: argparse.Namespace) -> Outlook:
         return classifier_outlook(recipe, args)
-
-
-def open_data(config: CfgNode, runtime: Runtime, *splits: str) -> list[Source | IterableDataset]:
-    """The splits; the main process prepares embedded data before the others look for it."""
-    with runtime.main_first():
-        return open_splits(config, *splits)
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
@@ -195,85 +185,6 @@ def build_step(
         draw_box=build_mix_token(config, micro, grid),
         **common,
     )
-
-
-# ---- evaluation ----------------------------------------------------------------------------------------------------
-
-
-def evaluate_checkpoint(recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
-    config = recipe.config
-    check_writable(args.output)
-    precision = choose_precision(config, runtime.device)
-    model = build_model(config)
-    content = read_checkpoint(args.checkpoint, args.trust_checkpoint)
-    report = load_pretrained(model, content, weights=config.EVAL.WEIGHTS)
-    logger.info("%s: %s", args.checkpoint, report)
-    (source,) = open_data(config, runtime, "val")
-    check_belongs(args.checkpoint, content, source)
-    if args.pictures and isinstance(source, IterableDataset):
-        raise ConfigError(f"--pictures needs random access, which DATA.DATASET {config.DATA.DATASET} has not")
-    loader = eval_loader(config, source, runtime.rank, runtime.world_size)
-
-    began = time.perf_counter()
-    progress = loader.with_progress() if runtime.is_main else loader
-    model.to(runtime.device)
-    metrics = evaluate(model, progress, loader.total, runtime, precision, loader.bad, args.pictures > 0)
-    seconds = time.perf_counter() - began
-    if not runtime.is_main:
-        return
-    make_folder(args.output)
-    write_json(
-        args.output / "results.json", results(recipe, args, report, metrics, seconds, runtime, parameters(model))
-    )
-    tell(config, args, metrics, seconds)
-    if args.pictures:
-        rows = mistakes_first(metrics.predictions)[: args.pictures]
-        path = args.output / "predictions.png"
-        title = f"{config.MODEL.NAME}: top-1 {metrics.top1:.2f} %, mistakes first"
-        draw_predictions(source, rows, path, title, metrics.count)
-        logger.info("predictions    %s%s", path, told(len(rows), metrics.count))
-
-
-def results(
-    recipe: Recipe,
-    args: argparse.Namespace,
-    report: LoadReport,
-    metrics: Metrics,
-    seconds: float,
-    runtime: Runtime,
-    size: int,
-) -> dict:
-    """What results.json holds."""
-    return {
-        "metrics": metrics.as_dict(),
-        "count": metrics.count,
-        "skipped": list(metrics.bad),
-        "model": recipe.config.MODEL.NAME,
-        "parameters": size,
-        "checkpoint": {
-            "path": str(args.checkpoint),
-            "sha256": sha256(args.checkpoint),
-            "weights": report.entry or "state dict",
-        },
-        "precision": str(choose_precision(recipe.config, runtime.device)),
-        "images_per_s": round(metrics.count / seconds, 1),
-        "config": dict(recipe.values),
-        "environment": environment(runtime),
-    }
-
-
-def tell(config: CfgNode, args: argparse.Namespace, metrics: Metrics, seconds: float) -> None:
-    rows = [
-        ("model", config.MODEL.NAME),
-        ("checkpoint", args.checkpoint),
-        ("images", f"{metrics.count} ({len(metrics.bad)} unreadable) in {seconds:.1f} s"),
-        ("top-1", f"{metrics.top1:.2f} %"),
-        ("top-5", f"{metrics.top5:.2f} %"),
-        ("loss", f"{metrics.loss:.4f}"),
-        ("results", args.output / "results.json"),
-    ]
-    for name, value in rows:
-        logger.info("%-14s %s", name, value)
 
 
 # ---- prediction ----------------------------------------------------------------------------------------------------

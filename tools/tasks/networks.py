@@ -1,4 +1,4 @@
-"""Classifiers by name: the model that a recipe of classification names."""
+"""What a recipe of classification names: the model, and the data."""
 
 from __future__ import annotations
 
@@ -10,16 +10,25 @@ from typing import Any
 import timm
 import torch
 from torch import nn
+from torch.utils.data import IterableDataset
 from yacs.config import CfgNode
 
 from elsa.core import ConfigError, did_you_mean, logger, seed_everything
 from elsa.core.archive import checkpoint_file
+from elsa.data import Source, open_splits
+from elsa.engine import Runtime
 from elsa.models import ELSAVOLO, VARIANTS, ELSASwin, load_pretrained, read_checkpoint
 from elsa.models.swin import SwinStages
 
 from .checkpoints import check_belongs
 
 OF_DROPOUT = {"drop_path_rate": "DROP_PATH", "drop_rate": "DROP"}
+
+
+def open_data(config: CfgNode, runtime: Runtime, *splits: str) -> list[Source | IterableDataset]:
+    """The splits; the main process prepares embedded data before the others look for it."""
+    with runtime.main_first():
+        return open_splits(config, *splits)
 
 
 def create_network(config: CfgNode) -> nn.Module:

@@ -19,8 +19,7 @@ from elsa.engine import Recipe, Runtime, choose_precision
 from elsa.models import load_pretrained, read_checkpoint
 
 from .checkpoints import check_belongs
-from .classification import open_data
-from .networks import build_model
+from .networks import build_model, open_data
 from .position_logits import best_classes, position_logits
 
 
