@@ -9,6 +9,7 @@ from .decode import UnreadableImage, decode, decode_labels, read_header
 from .embedded.digits import write_digits
 from .embedded.scene_sets import DIGITS_ADE_CLASSES, write_digits_ade, write_digits_coco
 from .embedded.scenes import SCENE_CLASSES
+from .images.balance import class_weights
 from .images.classes import natural
 from .images.loaders import Batch, EvalLoader, eval_loader, train_loader
 from .images.mix import build_mix, build_mix_token
@@ -34,6 +35,7 @@ __all__ = [
     "View",
     "build_mix",
     "build_mix_token",
+    "class_weights",
     "decode",
     "decode_labels",
     "divide_batch",

@@ -18,7 +18,7 @@ from .distributed import Runtime, distributed
 from .evaluate import Metrics, evaluate, mistakes_first
 from .launcher import forbid_restarts, join_slurm
 from .logbook import Logbook, peak_memory_gb, read_log
-from .losses import TokenLabelLoss
+from .losses import TokenLabelLoss, WeightedCrossEntropy
 from .optim import build_optimizer, build_schedule
 from .options import Options, read_options
 from .parallel import Parallel, choose_parallel
@@ -55,6 +55,7 @@ __all__ = [
     "TrainStep",
     "Trainer",
     "TrainingError",
+    "WeightedCrossEntropy",
     "build_optimizer",
     "build_schedule",
     "by_apex",
