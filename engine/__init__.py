@@ -19,7 +19,7 @@ from .evaluate import Metrics, evaluate, mistakes_first
 from .launcher import forbid_restarts, join_slurm
 from .logbook import Logbook, peak_memory_gb, read_log
 from .losses import TokenLabelLoss, WeightedCrossEntropy
-from .optim import build_optimizer, build_schedule
+from .optim import build_optimizer, build_schedule, freeze
 from .options import Options, read_options
 from .parallel import Parallel, choose_parallel
 from .plan import Batch, Plan, Recipe, divisions
@@ -69,6 +69,7 @@ __all__ = [
     "fit_precision",
     "flatten",
     "forbid_restarts",
+    "freeze",
     "join_slurm",
     "load_config",
     "load_recipe",

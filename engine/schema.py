@@ -179,8 +179,12 @@ SCHEMA: dict[str, Key] = {
     "TRAIN.MOMENTUM": Key(0.9, "of SGD-like optimizers", low=0.0, below=1.0),
     "TRAIN.WEIGHT_DECAY": Key(0.05, "not applied to biases, norms and what the model exempts", low=0.0, high=10.0),
     "TRAIN.NO_DECAY": Key((), "patterns of further exempt parameters, e.g. ['*.rb', '*.ghost_head']", of=str),
+    "TRAIN.FREEZE": Key((), "patterns of parameters that do not learn, e.g. ['patch_embed.*', 'layers.[01].*']; "
+                        "drop path and the statistics of batch norm go on in them", of=str),
     "TRAIN.LAYER_DECAY": Key(None, "layer-wise learning-rate decay", low=0.1, high=1.0, **_OR_NULL),
     "TRAIN.CLIP_GRAD": Key(5.0, "largest gradient norm", low=1e-6, **_OR_NULL),
+    "TRAIN.EARLY_STOP": Key(0, "epochs without an evaluation better than the best that end the training; 0: never",
+                            low=0, may_change=True, **_COUNT),
     "TRAIN.ACCUM": Key(None, "micro-batches per optimizer step", kind=int, low=1, high=10**6, may_change=True,
                        nullable=True, null="the fewest whose memory, as estimated, a GPU has; 1 on a CPU"),
     "TRAIN.EMA_DECAY": Key(None, "decay of the weights' moving average", low=0.5, below=1.0, **_AVERAGE),

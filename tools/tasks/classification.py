@@ -47,6 +47,7 @@ from elsa.engine import (
     choose_precision,
     dump,
     evaluate,
+    freeze,
     load_recipe,
     mistakes_first,
     read_options,
@@ -119,6 +120,7 @@ def build_training(recipe: Recipe, runtime: Runtime, before: Mapping[str, Any] |
     wish.divisions(runtime.world_size)  # refused before anything is built
     train_source, val_source = open_data(written, runtime, "train", "val")
     model = build_model(written)
+    freeze(model, written)
     place = (runtime.device.type, precision.dtype, runtime.world_size, options.parallel)
     settled = settle_here(wish, runtime, lambda: memory_of(written, model, *place))
     batch, config = settled.batch, as_planned(written, settled.batch)

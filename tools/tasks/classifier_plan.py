@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from elsa.data import TrainLoader
-from elsa.engine import Batch, Plan, Precision, Recipe, Runtime, build_optimizer
+from elsa.engine import Batch, Plan, Precision, Recipe, Runtime, build_optimizer, freeze
 from elsa.engine.memory import IMAGES, Memory
 
 from .conclusion import parameters
@@ -122,6 +122,7 @@ def classifier_outlook(recipe: Recipe, args: argparse.Namespace) -> Outlook:
     config = recipe.config
     with torch.device("meta"):
         network = create_network(config)
+    freeze(network, config)
     named = {"float16": "fp16"}.get(config.AMP.DTYPE, "bf16") if config.AMP.ENABLED else "fp32"
     dtype = PRECISIONS[args.precision or named]
     data, train = config.DATA, config.TRAIN
