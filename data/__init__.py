@@ -15,7 +15,7 @@ from .images.loaders import Batch, EvalLoader, eval_loader, train_loader
 from .images.mix import build_mix, build_mix_token
 from .images.sources import Source, open_splits
 from .images.token_labels import ABOUT_LABELS, LabelMaps, TokenLabels, label_path, token_targets, write_label_map
-from .images.transforms import View, eval_transform, train_transform, whole_image_transform
+from .images.transforms import View, eval_transform, image_size, train_transform, whole_image_transform
 from .listing import image_files, left_out
 from .order import BadImages, TrainLoader, divide_batch
 
@@ -42,6 +42,7 @@ __all__ = [
     "eval_loader",
     "eval_transform",
     "image_files",
+    "image_size",
     "label_path",
     "left_out",
     "natural",

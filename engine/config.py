@@ -220,7 +220,7 @@ def coerce(key: Key, value: Any) -> Any:
     if value is None and key.nullable:
         return None
     if (kind in (tuple, dict) or key.listed) and isinstance(value, str):
-        value = _literal(value)
+        value = _literal(value) if not key.listed or value.lstrip()[:1] in ("(", "[") else value
     if (kind is tuple or key.listed) and isinstance(value, (list, tuple)):
         return tuple(coerce(key.item(), item) for item in value)
     if kind is dict and isinstance(value, dict):

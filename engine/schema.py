@@ -23,7 +23,7 @@ class Key:
         choices: the allowed values.
         kind: the type, where the default is None.
         of: the type of the items of a tuple.
-        listed: whether a list of numbers ``of`` that type may stand in place of a choice; the limits are theirs.
+        listed: whether a list of numbers ``of`` that type may stand in its place; the limits are theirs.
         nullable: whether null is allowed; null: what it stands for.
         empty: whether a string may be empty, for none.
         may_change: whether a resumed run may have another value.
@@ -92,7 +92,8 @@ class Key:
 
     def allowed(self) -> str:
         """The choices in words; empty where there are none."""
-        return ", ".join(map(str, self.choices)) + (", or a list of numbers" if self.listed else "")
+        words = ", ".join(map(str, self.choices))
+        return f"{words or 'a number'}, or a list of numbers" if self.listed else words
 
 
 def _text(limit: float) -> str:
@@ -125,7 +126,8 @@ SCHEMA: dict[str, Key] = {
     "DATA.CLASSES": Key("", "order of the class folders: text, natural (0 … 10), or a file of their names", empty=True),
     "DATA.IMAGE_KEY": Key("", "column or ending that holds the image, of hfds, hfids, tfds, wds", empty=True),
     "DATA.LABEL_KEY": Key("", "column or field that holds the label, likewise", empty=True),
-    "DATA.IMG_SIZE": Key(224, "side of the square input in pixels", low=8, high=8192),
+    "DATA.IMG_SIZE": Key(224, "side of the square input in pixels, or [height, width]", low=8, high=8192,
+                         of=int, listed=True),
     "DATA.BATCH": Key(1024, "images per optimizer step, over all processes and TRAIN.ACCUM", low=1, high=10**7),
     "DATA.EVAL_BATCH": Key(128, "images per process in evaluation", low=1, high=10**6, may_change=True),
     "DATA.WORKERS": Key(8, "loader processes per training process", low=0, high=1024, may_change=True),
@@ -252,9 +254,9 @@ def check_together(values: dict[str, Any]) -> Iterator[str]:
     jitter, policy = values["AUG.COLOR_JITTER"], values["AUG.AUTO_AUGMENT"]
     if jitter and policy and "3a" not in policy:
         yield f"AUG.COLOR_JITTER {jitter:g} has no effect beside AUG.AUTO_AUGMENT {policy!r}: write 0, or '' for it"
-    for name, length in (("AUG.SCALE", 2), ("AUG.RATIO", 2), ("TRAIN.BETAS", 2)):
-        if len(values[name]) != length:
-            yield f"{name} needs {length} numbers, got {list(values[name])}"
+    for name in ("AUG.SCALE", "AUG.RATIO", "TRAIN.BETAS", "DATA.IMG_SIZE"):
+        if isinstance(values[name], tuple) and len(values[name]) != 2:
+            yield f"{name} needs 2 numbers, got {list(values[name])}"
     for name in ("AUG.SCALE", "AUG.RATIO", "TRAIN.BETAS"):
         if values[name][0] > values[name][1]:
             yield f"{name} must rise, got {list(values[name])}"

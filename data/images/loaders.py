@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from .balance import BalancedOrder, training_labels
 from .readers import check_label, check_shares
 from .sources import Source, image_mode
 from .token_labels import LabelMaps, TokenLabels
-from .transforms import eval_transform, train_transform
+from .transforms import eval_transform, image_size, train_transform
 
 
 @dataclass
@@ -266,7 +267,7 @@ def _worker_options(config: CfgNode, batch: int) -> dict:
         num_workers=workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
-        batch_bytes=4 * batch * config.MODEL.IN_CHANS * config.DATA.IMG_SIZE**2,
+        batch_bytes=4 * batch * config.MODEL.IN_CHANS * math.prod(image_size(config)),
         setting="DATA.WORKERS",
         persistent_workers=workers > 0,
     )

@@ -56,10 +56,14 @@ def test_it_ends_keeps_the_best_and_goes_on_exactly(task, scripted, tool, tmp_pa
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
-def test_with_another_patience_it_goes_on(config, scripted, tool, tmp_path):
+def test_with_another_patience_it_goes_on(config, scripted, tool, tmp_path, signal_at):
     settings = ["--output", tmp_path / "run", "--resume", "auto", "--set", "TRAIN.EPOCHS=6"]
     assert tool("train", config, *settings, "TRAIN.EARLY_STOP=1").code == 0
     assert content(tmp_path / "run/last.pt")["step"] == 18
+    signal_at(20, signal.SIGTERM)
+    assert tool("train", config, *settings, "TRAIN.EARLY_STOP=0").code == 0
+    assert not (tmp_path / "run/summary.json").exists(), "which tells launchers that nothing is left to do"
+    signal_at()
     assert tool("train", config, *settings, "TRAIN.EARLY_STOP=0").code == 0
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert (summary["stopped_early"], summary["iterations"], summary["best"]["top1"]) == (False, 36, 0.9)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from elsa.data import TrainLoader
+from elsa.data import TrainLoader, image_size
 from elsa.engine import Batch, Plan, Precision, Recipe, Runtime, build_optimizer, freeze
 from elsa.engine.memory import IMAGES, Memory
 
@@ -91,7 +91,7 @@ def memory_of(
     config: CfgNode, model: nn.Module, device: str, dtype: torch.dtype | None, processes: int, parallel: str
 ) -> Memory:
     """The estimate for a process that trains this model, which may be on the meta device."""
-    shape = (IMAGES, config.MODEL.IN_CHANS, config.DATA.IMG_SIZE, config.DATA.IMG_SIZE)
+    shape = (IMAGES, config.MODEL.IN_CHANS, *image_size(config))
     options = {"token_logits": True} if config.TOKENS.ENABLED else {}
 
     def forward(network: nn.Module, empty: Callable[..., Tensor]) -> list[Tensor]:
