@@ -19,8 +19,8 @@ from .distributed import Runtime, distributed
 from .evaluate import Metrics, Predictions, evaluate, mistakes_first
 from .launcher import forbid_restarts, join_slurm
 from .logbook import Logbook, peak_memory_gb, read_log
-from .losses import TokenLabelLoss
-from .optim import build_optimizer, build_schedule
+from .losses import TokenLabelLoss, WeightedCrossEntropy
+from .optim import build_optimizer, build_schedule, freeze
 from .options import Options, read_options
 from .parallel import Parallel, choose_parallel
 from .plan import Batch, Plan, Recipe, divisions
@@ -63,6 +63,7 @@ __all__ = [
     "TrainStep",
     "Trainer",
     "TrainingError",
+    "WeightedCrossEntropy",
     "build_optimizer",
     "build_schedule",
     "by_apex",
@@ -78,6 +79,7 @@ __all__ = [
     "fit_precision",
     "flatten",
     "forbid_restarts",
+    "freeze",
     "join_slurm",
     "load_config",
     "load_recipe",

@@ -219,9 +219,9 @@ def coerce(key: Key, value: Any) -> Any:
     kind = type(key.default) if key.kind is None else key.kind
     if value is None and key.nullable:
         return None
-    if kind in (tuple, dict) and isinstance(value, str):
-        value = _literal(value)
-    if kind is tuple and isinstance(value, (list, tuple)):
+    if (kind in (tuple, dict) or key.listed) and isinstance(value, str):
+        value = _literal(value) if not key.listed or value.lstrip()[:1] in ("(", "[") else value
+    if (kind is tuple or key.listed) and isinstance(value, (list, tuple)):
         return tuple(coerce(key.item(), item) for item in value)
     if kind is dict and isinstance(value, dict):
         _check_argument(value)
@@ -229,10 +229,11 @@ def coerce(key: Key, value: Any) -> Any:
     value = _scalar(kind, value)
     if type(value) is not kind:
         none = f"; {key.none()}" if key.none() else ""
-        raise ValueError(f"must be {_article(kind)}, got {'null' if value is None else _short(value)}{none}")
+        expected = key.allowed() if key.listed else _article(kind)
+        raise ValueError(f"must be {expected}, got {'null' if value is None else _short(value)}{none}")
     if key.choices and value not in key.choices:
         near = did_you_mean(value, map(str, key.choices))
-        raise ValueError(f"must be one of {', '.join(map(str, key.choices))}, got {_short(value)}{near}")
+        raise ValueError(f"must be one of {key.allowed()}, got {_short(value)}{near}")
     if isinstance(value, str) and ("\0" in value or not (value.strip() or key.empty)):
         raise ValueError(f"must be a name, got {_short(value)}: {key.help}")
     if isinstance(value, (int, float)) and not isinstance(value, bool) and not key.allows(value):

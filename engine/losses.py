@@ -1,10 +1,32 @@
-"""The loss of token labeling (arXiv 2104.10858)."""
+"""Losses of classification: with weights of the classes, and of token labeling (arXiv 2104.10858)."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class WeightedCrossEntropy(nn.Module):
+    """Cross entropy with a weight for each class, for class indices and for class probabilities alike.
+
+    The loss of an image is Σ_c w[c] · t[c] · −log p[c], t its target after label smoothing, and that of a batch the
+    mean over its images. torch's own mean over class indices divides by the weights that a batch happens to hold
+    instead, so that the gradient would depend on how the batch is divided among processes and micro-batches.
+
+    Args:
+        weights: of the classes, (C,), positive.
+        label_smoothing: ε: the target becomes (1 − ε) · t + ε / C.
+    """
+
+    def __init__(self, weights: Tensor, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.weights, self.label_smoothing = weights, label_smoothing
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of logits (B, C) and targets (B,) or (B, C)."""
+        options = dict(weight=self.weights, label_smoothing=self.label_smoothing)
+        return F.cross_entropy(logits, targets, reduction="none", **options).mean()
 
 
 class TokenLabelLoss(nn.Module):

@@ -29,22 +29,51 @@ from . import apex
 SECOND_ORDER = ("adahessian",)
 
 
+def freeze(model: nn.Module, config: CfgNode) -> None:
+    """Keeps the parameters that TRAIN.FREEZE names from learning: no gradient is computed for them.
+
+    Raises:
+        ConfigError: a pattern that matches no parameter that learns, or all of them matched.
+    """
+    patterns, learning = config.TRAIN.FREEZE, _learning(model)
+    frozen = set()
+    for pattern in patterns:
+        if not (matched := fnmatch.filter(learning, pattern)):
+            parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in learning))
+            raise ConfigError(
+                f"TRAIN.FREEZE: pattern {pattern!r} matches no parameter of {config.MODEL.NAME} that learns; their "
+                f"names begin with {parts}"
+            )
+        frozen.update(matched)
+    if patterns and len(frozen) == len(learning):
+        raise ConfigError(f"TRAIN.FREEZE {list(patterns)} matches all {len(learning)} parameters: nothing would learn")
+    for name in frozen:
+        learning[name].requires_grad_(False)
+
+
+def _learning(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def build_optimizer(model: nn.Module, config: CfgNode) -> torch.optim.Optimizer:
     """The optimizer over groups with and without weight decay, as TRAIN says.
 
     Biases and other one-dimensional parameters are exempt, what ``model.no_weight_decay()`` names, and what
-    TRAIN.NO_DECAY names. The published rules exempt neither ``rb`` nor ``ghost_head``.
+    TRAIN.NO_DECAY names. The published rules exempt neither ``rb`` nor ``ghost_head``. What does not learn is in no
+    group.
 
     Raises:
-        ConfigError: an optimizer that does not exist, or a pattern that matches no parameter.
+        ConfigError: an optimizer that does not exist, or a pattern that matches no parameter that learns.
     """
     train = config.TRAIN
     device = next(model.parameters()).device
     name, further = find_optimizer(train.OPTIMIZER, "TRAIN.OPTIMIZER", device, train.PARALLEL)
-    names = [name for name, _ in model.named_parameters()]
+    learning = _learning(model)
     for pattern in train.NO_DECAY:
-        if not fnmatch.filter(names, pattern):
-            raise ConfigError(f"TRAIN.NO_DECAY: pattern {pattern!r} matches no parameter of {config.MODEL.NAME}")
+        if not fnmatch.filter(learning, pattern):
+            raise ConfigError(
+                f"TRAIN.NO_DECAY: pattern {pattern!r} matches no parameter of {config.MODEL.NAME} that learns"
+            )
     exempt = {*getattr(model, "no_weight_decay", set)(), *train.NO_DECAY}
 
     def groups(module: nn.Module) -> list[dict]:

@@ -20,6 +20,7 @@ OPTIONS = {
     "lr_rule": "TRAIN.LR_RULE",
     "timeout": "TRAIN.TIMEOUT",
     "max_skipped": "TRAIN.MAX_SKIPPED",
+    "early_stop": "TRAIN.EARLY_STOP",
     "tensorboard": "LOG.TENSORBOARD",
     "images": "LOG.IMAGES",
     "trackers": "LOG.TRACKERS",
@@ -37,6 +38,7 @@ class Options:
     lr_rule: str
     timeout: float
     max_skipped: int
+    early_stop: int
     tensorboard: bool
     images: int
     trackers: tuple[str, ...]

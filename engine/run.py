@@ -199,10 +199,11 @@ class RunFolder:
             logger.info("removed what a killed run left: %s", ", ".join(left))
         if fresh and self.overwrite:
             names = [f"{name}.{kind}" for name in (LAST, PREVIOUS, BEST) for kind in ("pt", "safetensors")]
-            for name in (*names, LOG_NAME, "summary.json", "curves.png"):
+            for name in (*names, LOG_NAME, "curves.png"):
                 (self.path / name).unlink(missing_ok=True)
             for name in ("tensorboard", SHARDS):
                 shutil.rmtree(self.path / name, ignore_errors=True)
+        (self.path / "summary.json").unlink(missing_ok=True)  # one that ended early may go on
         for path in self._stale:  # the next save must not make last.pt the previous one
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         before = [] if fresh else self._launches()

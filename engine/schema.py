@@ -23,6 +23,7 @@ class Key:
         choices: the allowed values.
         kind: the type, where the default is None.
         of: the type of the items of a tuple.
+        listed: whether a list of numbers ``of`` that type may stand in its place; the limits are theirs.
         nullable: whether null is allowed; null: what it stands for.
         empty: whether a string may be empty, for none.
         may_change: whether a resumed run may have another value.
@@ -38,6 +39,7 @@ class Key:
     choices: tuple[Any, ...] = ()
     kind: type | None = None
     of: type = float
+    listed: bool = False
     nullable: bool = False
     null: str = "none"
     empty: bool = False
@@ -45,7 +47,8 @@ class Key:
 
     def item(self) -> Key:
         """The rule for one item of a tuple."""
-        return replace(self, default=self.of(), kind=self.of, nullable=False)
+        choices = () if self.listed else self.choices
+        return replace(self, default=self.of(), kind=self.of, choices=choices, nullable=False, listed=False)
 
     def range(self) -> str:
         """The limits in words; empty where there are none."""
@@ -81,10 +84,16 @@ class Key:
         return f"null for {self.null}" if self.nullable else "'' for none" if self.empty else ""
 
     def describe(self) -> str:
-        limits = f" [{', '.join(map(str, self.choices))}]" if self.choices else ""
+        limits = self.allowed()
         if self.range():
-            limits = f" [{self.range()}{f', without {self.excluded()}' if self.excluded() else ''}]"
-        return f"{self.help}{limits}{f' ({self.none()})' if self.none() else ''}"
+            bounds = f"{self.range()}{f', without {self.excluded()}' if self.excluded() else ''}"
+            limits = f"{limits} {bounds}" if self.listed else bounds
+        return f"{self.help}{f' [{limits}]' if limits else ''}{f' ({self.none()})' if self.none() else ''}"
+
+    def allowed(self) -> str:
+        """The choices in words; empty where there are none."""
+        words = ", ".join(map(str, self.choices))
+        return f"{words or 'a number'}, or a list of numbers" if self.listed else words
 
 
 def _text(limit: float) -> str:
@@ -117,12 +126,20 @@ SCHEMA: dict[str, Key] = {
     "DATA.CLASSES": Key("", "order of the class folders: text, natural (0 … 10), or a file of their names", empty=True),
     "DATA.IMAGE_KEY": Key("", "column or ending that holds the image, of hfds, hfids, tfds, wds", empty=True),
     "DATA.LABEL_KEY": Key("", "column or field that holds the label, likewise", empty=True),
-    "DATA.IMG_SIZE": Key(224, "side of the square input in pixels", low=8, high=8192),
+    "DATA.IMG_SIZE": Key(224, "side of the square input in pixels, or [height, width]", low=8, high=8192,
+                         of=int, listed=True),
     "DATA.BATCH": Key(1024, "images per optimizer step, over all processes and TRAIN.ACCUM", low=1, high=10**7),
     "DATA.EVAL_BATCH": Key(128, "images per process in evaluation", low=1, high=10**6, may_change=True),
     "DATA.WORKERS": Key(8, "loader processes per training process", low=0, high=1024, may_change=True),
     "DATA.MEAN": Key((0.485, 0.456, 0.406), "normalisation, per channel of an image in 0 … 1", **_OF_ONE),
     "DATA.STD": Key((0.229, 0.224, 0.225), "normalisation, per channel", **{**_OF_ONE, "low": 0.001}),
+    "DATA.SAMPLER": Key("shuffle", "shuffle: every image once an epoch; balanced: an epoch of as many images, of every "
+                        "class equally many, those of rare classes again with other augmentation",
+                        choices=("shuffle", "balanced")),
+    "DATA.CLASS_WEIGHTS": Key("none", "weights w of the classes in the training loss: an image's is the sum of "
+                              "w[c] · t[c] · -log p[c] over the classes c, t its target (mixed and smoothed or not), a "
+                              "batch's the mean over its images; balanced: images / (classes × images of the class)",
+                              choices=("none", "balanced"), listed=True, above=0.0, high=10**6),
     "DATA.MAX_BAD": Key(10, "unreadable images skipped before the run stops", low=0, may_change=True, **_COUNT),
     # ---- augmentation of training images (timm's transforms)
     "AUG.SCALE": Key((0.08, 1.0), "area of the random crop, share of the image", low=0.01, high=1.0),
@@ -164,8 +181,12 @@ SCHEMA: dict[str, Key] = {
     "TRAIN.MOMENTUM": Key(0.9, "of SGD-like optimizers", low=0.0, below=1.0),
     "TRAIN.WEIGHT_DECAY": Key(0.05, "not applied to biases, norms and what the model exempts", low=0.0, high=10.0),
     "TRAIN.NO_DECAY": Key((), "patterns of further exempt parameters, e.g. ['*.rb', '*.ghost_head']", of=str),
+    "TRAIN.FREEZE": Key((), "patterns of parameters that do not learn, e.g. ['patch_embed.*', 'layers.[01].*']; "
+                        "drop path and the statistics of batch norm go on in them", of=str),
     "TRAIN.LAYER_DECAY": Key(None, "layer-wise learning-rate decay", low=0.1, high=1.0, **_OR_NULL),
     "TRAIN.CLIP_GRAD": Key(5.0, "largest gradient norm", low=1e-6, **_OR_NULL),
+    "TRAIN.EARLY_STOP": Key(0, "epochs without an evaluation better than the best that end the training; 0: never",
+                            low=0, may_change=True, **_COUNT),
     "TRAIN.ACCUM": Key(None, "micro-batches per optimizer step", kind=int, low=1, high=10**6, may_change=True,
                        nullable=True, null="the fewest whose memory, as estimated, a GPU has; 1 on a CPU"),
     "TRAIN.EMA_DECAY": Key(None, "decay of the weights' moving average", low=0.5, below=1.0, **_AVERAGE),
@@ -215,6 +236,13 @@ def check_together(values: dict[str, Any]) -> Iterator[str]:
         yield "MODEL.PRETRAINED_IGNORE has no effect without MODEL.PRETRAINED: write []"
     if problem := fault(values["AUG.AUTO_AUGMENT"]):
         yield f"AUG.AUTO_AUGMENT {values['AUG.AUTO_AUGMENT']!r} {problem}; {SCHEMA['AUG.AUTO_AUGMENT'].none()}"
+    weights, classes = values["DATA.CLASS_WEIGHTS"], values["MODEL.NUM_CLASSES"]
+    if isinstance(weights, tuple) and len(weights) != classes:
+        yield f"DATA.CLASS_WEIGHTS needs one number per class (MODEL.NUM_CLASSES {classes}), got {len(weights)}"
+    if values["TOKENS.ENABLED"] and weights != "none":
+        yield "DATA.CLASS_WEIGHTS has no meaning for token labels, which spread an image over classes: write none"
+    if values["DATA.SAMPLER"] == weights == "balanced":
+        yield "DATA.SAMPLER and DATA.CLASS_WEIGHTS are both balanced, which evens out the classes twice: keep one"
     if values["TOKENS.ENABLED"] and not values["TOKENS.CLASS_WEIGHT"] + values["TOKENS.PATCH_WEIGHT"]:
         yield "TOKENS.CLASS_WEIGHT and TOKENS.PATCH_WEIGHT are both 0: nothing would be learned"
     if values["TRAIN.LR_RULE"] == "none" and values["DATA.BATCH"] % (values["TRAIN.ACCUM"] or 1):
@@ -226,9 +254,9 @@ def check_together(values: dict[str, Any]) -> Iterator[str]:
     jitter, policy = values["AUG.COLOR_JITTER"], values["AUG.AUTO_AUGMENT"]
     if jitter and policy and "3a" not in policy:
         yield f"AUG.COLOR_JITTER {jitter:g} has no effect beside AUG.AUTO_AUGMENT {policy!r}: write 0, or '' for it"
-    for name, length in (("AUG.SCALE", 2), ("AUG.RATIO", 2), ("TRAIN.BETAS", 2)):
-        if len(values[name]) != length:
-            yield f"{name} needs {length} numbers, got {list(values[name])}"
+    for name in ("AUG.SCALE", "AUG.RATIO", "TRAIN.BETAS", "DATA.IMG_SIZE"):
+        if isinstance(values[name], tuple) and len(values[name]) != 2:
+            yield f"{name} needs 2 numbers, got {list(values[name])}"
     for name in ("AUG.SCALE", "AUG.RATIO", "TRAIN.BETAS"):
         if values[name][0] > values[name][1]:
             yield f"{name} must rise, got {list(values[name])}"

@@ -67,6 +67,7 @@ class Trainer:
         about: the entries of a checkpoint that do not change: see ``checkpoint``.
         checkpoints: writes them.
         max_skipped: most steps in a row that are skipped: see Guard.
+        early_stop: epochs without a better evaluation after which the training ends; 0: never.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Trainer:
         about: Mapping[str, Any],
         checkpoints: Checkpoints,
         max_skipped: int,
+        early_stop: int,
         gallery: Gallery | None = None,
         profile: Profile | None = None,
     ) -> None:
@@ -92,10 +94,11 @@ class Trainer:
         self.checkpoints = checkpoints
         self.evaluate, self.evaluated, self.metric = evaluate, evaluated, metric
         self.monitor = Monitor(plan, runtime, state, logbook, about["config"], gallery, profile)
+        self.patience = early_stop * plan.steps_per_epoch
         self.guard = Guard(plan, runtime, state, max_skipped, self.last_good)
 
     def fit(self, stop: StopRequest) -> bool:
-        """Trains to the end, or to the step after ``stop`` was raised; returns whether the end was reached.
+        """Trains until it is over, or to the step after ``stop`` was raised; returns whether it is over.
 
         Raises:
             TrainingError: a loss, a gradient, the weights or the metric are not finite, too many images are unreadable,
@@ -125,13 +128,21 @@ class Trainer:
     def run(self, stop: StopRequest) -> bool:
         if self.evaluation_is_due():  # where a process died while it evaluated
             self.evaluate_and_save()
-        while self.state.step < self.plan.total_steps:
+        while not self.is_over():
             if not self.run_epoch(stop):
-                return self.state.step == self.plan.total_steps and not self.evaluation_is_due()
+                return self.is_over()
         return True
 
+    def is_over(self) -> bool:
+        """Whether all steps are done, or no evaluation was better than the best for ``early_stop`` epochs: what a
+        checkpoint holds alone decides, the same in every process."""
+        state = self.state
+        stalled = 0 < self.patience <= state.last_eval - state.best_step
+        return not self.evaluation_is_due() and (stalled or state.step == self.plan.total_steps)
+
     def run_epoch(self, stop: StopRequest) -> bool:
-        """The steps that remain of the epoch under way; False where it was interrupted."""
+        """The steps that remain of the epoch under way, unless the training is over before; False where it was
+        interrupted."""
         state, plan = self.state, self.plan
         epoch, first = divmod(state.step, plan.steps_per_epoch)
         end = min(plan.steps_per_epoch, plan.total_steps - epoch * plan.steps_per_epoch)
@@ -169,6 +180,8 @@ class Trainer:
             if due:
                 self.evaluate_and_save()
                 self.monitor.restart()
+                if self.is_over():
+                    break
         self.logbook.end_epoch()
         return True
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,11 @@ from elsa.core import DataError, UnreadableData, logger, mix_seed, seed_everythi
 from ..decode import UnreadableImage, decode
 from ..order import MAX_REPLACEMENTS, BadImages, TrainLoader, TrainSampler, divide_batch
 from ..workers import Loader
+from .balance import BalancedOrder, training_labels
 from .readers import check_label, check_shares
 from .sources import Source, image_mode
 from .token_labels import LabelMaps, TokenLabels
-from .transforms import CROPS, FiveCrops, eval_transform, train_transform
+from .transforms import CROPS, FiveCrops, eval_transform, image_size, train_transform
 
 
 @dataclass
@@ -42,7 +44,7 @@ class Batch:
 
 class TrainImages(Dataset):
     """Augmented images by (epoch, index), with what ``labels`` says of the part shown; an unreadable image is replaced
-    by its successor.
+    by its successor. An index beyond the data set is an image that comes again, index mod N, with other augmentation.
 
     Args:
         transform: PIL image → tensor, or with ``labels`` tensor and View.
@@ -198,8 +200,8 @@ def train_loader(config: CfgNode, source: Source | IterableDataset, rank: int, w
     """The training loader as DATA and AUG say.
 
     Raises:
-        DataError: fewer images than one global batch, a batch that cannot be divided among the processes, or label
-            maps (TOKENS.LABELS) that do not belong to the images.
+        DataError: fewer images than one global batch, a batch that cannot be divided among the processes, label maps
+            (TOKENS.LABELS) that do not belong to the images, or classes that DATA.SAMPLER cannot balance.
     """
     data, accum = config.DATA, config.TRAIN.ACCUM or 1  # a training's plan has set it
     micro = divide_batch(data.BATCH, world_size, accum, "DATA.BATCH", "TRAIN.ACCUM")
@@ -207,10 +209,11 @@ def train_loader(config: CfgNode, source: Source | IterableDataset, rank: int, w
     if images < data.BATCH:
         raise DataError(f"the training split has {images} images, fewer than one batch: DATA.BATCH is {data.BATCH}")
     labels = open_label_maps(config, source)
+    shuffled = choose_order(config, source)
     transform = train_transform(config, tracked=labels is not None)
     bad = BadImages(data.MAX_BAD, "DATA.MAX_BAD")
     common = _worker_options(config, micro)
-    if isinstance(source, IterableDataset):
+    if shuffled is None:
         # Fresh loader processes each epoch, at least one, so that the order depends on seed and epoch alone.
         common |= dict(num_workers=max(1, data.WORKERS), persistent_workers=False, generator=torch.Generator())
         source.set_loader_cfg(num_workers=common["num_workers"])
@@ -221,11 +224,18 @@ def train_loader(config: CfgNode, source: Source | IterableDataset, rank: int, w
 
     def order(epoch: int) -> Tensor:
         generator = torch.Generator().manual_seed(mix_seed(config.TRAIN.SEED, epoch))
-        return source.order(generator)
+        return shuffled(generator)
 
     sampler = TrainSampler(order, len(source), data.BATCH, accum, rank, world_size)
     loader = Loader(TrainImages(source, transform, config.TRAIN.SEED, labels), batch_sampler=sampler, **common)
     return TrainLoader(loader, sampler, images, data.BATCH, accum, bad)
+
+
+def choose_order(config: CfgNode, source: Source | IterableDataset) -> Callable[[torch.Generator], Tensor] | None:
+    """DATA.SAMPLER: what makes the order of an epoch; None for a stream, which has its own."""
+    if config.DATA.SAMPLER == "balanced":
+        return BalancedOrder(training_labels(config, source, "SAMPLER"))
+    return None if isinstance(source, IterableDataset) else source.order
 
 
 def open_label_maps(config: CfgNode, source: Source | IterableDataset) -> LabelMaps | None:
@@ -265,7 +275,7 @@ def _worker_options(config: CfgNode, batch: int) -> dict:
         num_workers=workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
-        batch_bytes=4 * batch * config.MODEL.IN_CHANS * config.DATA.IMG_SIZE**2,
+        batch_bytes=4 * batch * config.MODEL.IN_CHANS * math.prod(image_size(config)),
         setting="DATA.WORKERS",
         persistent_workers=workers > 0,
     )

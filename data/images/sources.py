@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -68,6 +69,13 @@ class Source:
         """Positions in a random order, each once: the images' own way of it where they have one."""
         own = getattr(self.items, "order", None)
         return own(generator) if own else torch.randperm(len(self), generator=generator)
+
+    def labels(self) -> np.ndarray | None:
+        """The class index of each image, (N,), without reading images; None where the reader does not tell."""
+        found = getattr(self.items, "labels", getattr(self.items, "targets", None))
+        if found is None and hasattr(self.items, "iter_targets"):
+            found = list(self.items.iter_targets())
+        return None if found is None else np.asarray(getattr(found, "array", found), dtype=np.int64)
 
     def path(self, index: int) -> str | None:
         """The file's path where there is one."""

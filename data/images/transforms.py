@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -56,11 +57,17 @@ class TrackedTransform:
         return self.further(image), View(box, flips)
 
 
+def image_size(config: CfgNode) -> tuple[int, int]:
+    """Height and width of what the model sees, in pixels: DATA.IMG_SIZE."""
+    size = config.DATA.IMG_SIZE
+    return size if isinstance(size, tuple) else (size, size)
+
+
 def augmentation(config: CfgNode) -> dict[str, Any]:
     """Size and augmentation of training images, as timm's ``create_transform`` and ``create_loader`` take them."""
     aug, data = config.AUG, config.DATA
     return dict(
-        input_size=(config.MODEL.IN_CHANS, data.IMG_SIZE, data.IMG_SIZE),
+        input_size=(config.MODEL.IN_CHANS, *image_size(config)),
         is_training=True,
         scale=aug.SCALE,
         ratio=aug.RATIO,
@@ -83,13 +90,20 @@ def train_transform(config: CfgNode, tracked: bool = False) -> Callable:
     if not tracked:
         return transform
     aug = config.AUG
-    crop = RecordedCrop(config.DATA.IMG_SIZE, aug.SCALE, aug.RATIO, aug.INTERPOLATION)
+    crop = RecordedCrop(image_size(config), aug.SCALE, aug.RATIO, aug.INTERPOLATION)
     return TrackedTransform(crop, (aug.HFLIP, aug.VFLIP), Compose(transform[1:]))
 
 
 def eval_transform(config: CfgNode) -> Callable:
-    """Resize, centre crop, normalise: PIL image → (C, H, W)."""
-    return Compose([middle_of_strip, _plain_transform(config, "center", config.EVAL.CROP)])
+    """Resize, centre crop, normalise: PIL image → (C, H, W). The crop is EVAL.CROP times the largest of the input's
+    shape that the image has."""
+    return Compose([_cut(config), _plain_transform(config, "center", config.EVAL.CROP)])
+
+
+def _cut(config: CfgNode) -> Callable:
+    """``middle_of_strip`` for the input's shape."""
+    short, long = sorted(image_size(config))
+    return functools.partial(middle_of_strip, most=STRIP * long / short)
 
 
 CROPS = 5
@@ -103,40 +117,39 @@ class FiveCrops:
     """
 
     def __init__(self, config: CfgNode) -> None:
-        size, share = config.DATA.IMG_SIZE, config.EVAL.CROP
-        if math.floor(size / share) <= size:
+        size, share = image_size(config), config.EVAL.CROP
+        if all(math.floor(side / share) <= side for side in size):
             raise ConfigError(
                 f"five crops need a margin, but with EVAL.CROP {share} the crop is as large as the image: choose less, "
                 "EVAL.CROP=0.875 for one"
             )
         resize, centre, *further = _plain_transform(config, "center", share).transforms
         assert isinstance(centre, CenterCrop)
-        self.before, self.crop, self.after = Compose([middle_of_strip, resize]), FiveCrop(size), Compose(further)
+        self.before, self.crop, self.after = Compose([_cut(config), resize]), FiveCrop(size), Compose(further)
 
     def __call__(self, image: Image.Image) -> Tensor:
         return torch.stack([self.after(crop) for crop in self.crop(self.before(image))])
 
 
-def middle_of_strip(image: Image.Image) -> Image.Image:
-    """The middle of an image that is many times as long as wide: all that the centre crop will see of it. Resized as a
-    whole to the input size by its short side, a strip of 1 × 20,000 pixels would take gigabytes."""
+def middle_of_strip(image: Image.Image, most: float = STRIP) -> Image.Image:
+    """The middle of an image that is more than ``most`` times as long as wide: all that the centre crop will see of it.
+    Resized as a whole to the input size by its short side, a strip of 1 × 20,000 pixels would take gigabytes."""
     short, long = sorted(image.size)
-    if long <= STRIP * short:
+    if long <= most * short:
         return image
-    margin = (long - STRIP * short) // 2
+    margin = (long - int(most * short)) // 2
     box = (margin, 0, long - margin, short)
     return image.crop(box if image.width > image.height else (box[1], box[0], box[3], box[2]))
 
 
 def whole_image_transform(config: CfgNode) -> Callable:
-    """As ``eval_transform``, but of the whole image, whatever its shape, squeezed to the square input."""
+    """As ``eval_transform``, but of the whole image, whatever its shape, squeezed to the input's."""
     return _plain_transform(config, "squash", 1.0)
 
 
 def _plain_transform(config: CfgNode, crop_mode: str, crop_share: float) -> Callable:
-    size = config.DATA.IMG_SIZE
     return create_transform(
-        (config.MODEL.IN_CHANS, size, size),
+        (config.MODEL.IN_CHANS, *image_size(config)),
         is_training=False,
         crop_mode=crop_mode,
         crop_pct=crop_share,

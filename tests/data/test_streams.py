@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from elsa.core import logger
-from elsa.data import DataError, eval_loader, open_splits, train_loader
+from elsa.data import DataError, class_weights, eval_loader, open_splits, train_loader
 from elsa.engine import load_config
 
 
@@ -251,3 +251,12 @@ def test_webdataset_images_that_an_epoch_lacks_are_as_many_as_the_start_says(
     seen = shards.numbers([batch for step in train_loader(config, source, 0, 1).epoch(0) for batch in step])
     assert (len(seen), 12 - len(set(seen))) == (12, absent)
     assert (f"up to {absent / 12:.0%} come twice and as many not at all" in caplog.text) == bool(absent)
+
+
+@pytest.mark.parametrize("key", ["DATA.SAMPLER", "DATA.CLASS_WEIGHTS"])
+def test_classes_of_a_stream_cannot_be_balanced(shards, key):
+    config = shards.config(f"{key}=balanced")
+    (source,) = open_splits(config, "train")
+    with pytest.raises(DataError, match=f"{key} balanced needs the labels of all images, which the stream wds/shards"):
+        train_loader(config, source, 0, 1)
+        class_weights(config, source)

@@ -60,12 +60,38 @@ def test_the_result_is_frozen(write):
         ("MODEL.KWARGS={lam: 1}", "MODEL.KWARGS", {"lam": 1}),
         ("MODEL.KWARGS.elsa_kernel=5", "MODEL.KWARGS", {"elsa_kernel": 5}),
         ("TRAIN.NO_DECAY=['*.rb']", "TRAIN.NO_DECAY", ("*.rb",)),
+        ("DATA.CLASS_WEIGHTS=balanced", "DATA.CLASS_WEIGHTS", "balanced"),
     ],
 )
 def test_values_become_the_declared_type(write, text, name, value):
     got = flatten(load_config(write("MODEL: {}\n"), [text]))[name]
     assert got == value
     assert type(got) is type(value)
+
+
+def test_class_weights_are_a_word_or_a_number_per_class(write):
+    three = write("MODEL: {NUM_CLASSES: 3}\n")
+    config = load_config(three, ["DATA.CLASS_WEIGHTS=[1, 0.5, 2e0]"])
+    assert config.DATA.CLASS_WEIGHTS == (1.0, 0.5, 2.0)
+    again = load_config(write(dump(config), "again.yaml"))
+    assert again.DATA.CLASS_WEIGHTS == config.DATA.CLASS_WEIGHTS
+    for text, message in (
+        ("[1, 2]", r"DATA.CLASS_WEIGHTS needs one number per class \(MODEL.NUM_CLASSES 3\), got 2"),
+        ("[1, 0, 2]", "must be between 0 and 1000000, got 0.0; 0 excluded"),
+        ("[1, two, 2]", "must be a number, got 'two'"),
+        ("balance", "must be one of none, balanced, or a list of numbers, got 'balance'; did you mean balanced?"),
+        ("null", "must be none, balanced, or a list of numbers, got null"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(three, [f"DATA.CLASS_WEIGHTS={text}"])
+
+
+def test_class_weights_are_refused_where_they_have_no_meaning(write):
+    path = write("AUG: {MIXUP: 0, CUTMIX: 0}\n")
+    with pytest.raises(ConfigError, match=r"DATA\.CLASS_WEIGHTS has no meaning for token labels"):
+        load_config(path, ["TOKENS.ENABLED=true", "DATA.CLASS_WEIGHTS=balanced"])
+    with pytest.raises(ConfigError, match="evens out the classes twice"):
+        load_config(path, ["DATA.SAMPLER=balanced", "DATA.CLASS_WEIGHTS=balanced"])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import timm
 
 import elsa.models  # noqa: F401  (registers the names)
-from elsa.engine import ConfigError, build_optimizer, build_schedule, load_config
+from elsa.engine import ConfigError, build_optimizer, build_schedule, freeze, load_config
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,32 @@ def test_further_parameters_can_be_exempt_from_decay(tiny, recipe):
 def test_a_no_decay_pattern_that_matches_nothing_is_refused(tiny, recipe):
     with pytest.raises(ConfigError, match=r"relative_position_bias_table.*matches no parameter of elsa_swin_tiny"):
         build_optimizer(tiny, recipe("TRAIN.NO_DECAY=['*relative_position_bias_table*']"))
+
+
+@pytest.mark.parametrize("decay", ["TRAIN.LAYER_DECAY=null", "TRAIN.LAYER_DECAY=0.5"])
+def test_what_is_frozen_is_in_no_group(recipe, decay):
+    model = timm.create_model("elsa_swin_nano")
+    config = recipe("TRAIN.FREEZE=['patch_embed.*', 'layers.[01].*', '*.bias']", decay)
+    freeze(model, config)
+    learning = {name for members in groups_by_decay(model, build_optimizer(model, config)).values() for name in members}
+    frozen = ("patch_embed.", "layers.0.", "layers.1.")
+    assert learning == {name for name, _ in model.named_parameters()
+                        if not name.startswith(frozen) and not name.endswith(".bias")}  # fmt: skip
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == learning
+
+
+def test_patterns_of_frozen_parameters_must_bite(recipe):
+    model = timm.create_model("elsa_swin_nano")
+    refusal = r"pattern 'stages\.\*' matches no .* that learns; their names begin with patch_embed, .*layers.*head"
+    with pytest.raises(ConfigError, match=rf"TRAIN\.FREEZE: {refusal}"):
+        freeze(model, recipe("TRAIN.FREEZE=['head.*', 'stages.*']"))
+    with pytest.raises(ConfigError, match=r"matches all \d+ parameters: nothing would learn"):
+        freeze(model, recipe("TRAIN.FREEZE=['head.*', '*']"))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    config = recipe("TRAIN.FREEZE=['*.rb']", "TRAIN.NO_DECAY=['*.rb']")
+    freeze(model, config)
+    with pytest.raises(ConfigError, match=r"TRAIN\.NO_DECAY: pattern '\*\.rb' matches no parameter"):
+        build_optimizer(model, config)
 
 
 def test_unknown_optimizer_suggests(tiny, recipe):

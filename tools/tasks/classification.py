@@ -19,6 +19,7 @@ from elsa.data import (
     UnreadableImage,
     build_mix,
     build_mix_token,
+    class_weights,
     decode,
     eval_loader,
     eval_transform,
@@ -36,11 +37,13 @@ from elsa.engine import (
     TokenLabelStep,
     TrainState,
     TrainStep,
+    WeightedCrossEntropy,
     build_optimizer,
     build_schedule,
     choose_precision,
     dump,
     evaluate,
+    freeze,
     load_recipe,
     read_options,
     restore_recipe,
@@ -107,10 +110,14 @@ def build_training(recipe: Recipe, runtime: Runtime, before: Mapping[str, Any] |
     wish.divisions(runtime.world_size)  # refused before anything is built
     train_source, val_source = open_data(written, runtime, "train", "val")
     model = build_model(written)
+    freeze(model, written)
     place = (runtime.device.type, precision.dtype, runtime.world_size, options.parallel)
     settled = settle_here(wish, runtime, lambda: memory_of(written, model, *place))
     batch, config = settled.batch, as_planned(written, settled.batch)
     batches = train_loader(config, train_source, runtime.rank, runtime.world_size)
+    weights = class_weights(config, train_source)
+    if weights is not None:
+        logger.info("class weights from %.3g to %.3g", weights.min(), weights.max())
     held_out = eval_loader(config, val_source, runtime.rank, runtime.world_size)
     if before is None:
         start_from_pretrained(model, config, train_source, trust)
@@ -131,7 +138,9 @@ def build_training(recipe: Recipe, runtime: Runtime, before: Mapping[str, Any] |
         precision=precision,
         batches=batches,
         plan=plan,
-        make_step=lambda wrapped, state, parallel: build_step(config, wrapped, state, parallel, precision, batch.micro),
+        make_step=lambda wrapped, state, parallel: build_step(
+            config, wrapped, state, parallel, precision, batch.micro, weights
+        ),
         evaluate=lambda counted: _as_evaluation(
             evaluate(counted, held_out, held_out.total, runtime, precision, held_out.bad)
         ),
@@ -150,12 +159,19 @@ def _as_evaluation(metrics: Metrics) -> Evaluation:
 
 
 def build_step(
-    config: CfgNode, wrapped: nn.Module, state: TrainState, parallel: Parallel, precision: Precision, micro: int
+    config: CfgNode,
+    wrapped: nn.Module,
+    state: TrainState,
+    parallel: Parallel,
+    precision: Precision,
+    micro: int,
+    weights: Tensor | None,
 ) -> TrainStep:
     """The optimization step: token labeling where TOKENS says so, else mixup, cutmix and cross entropy as AUG says.
 
     Args:
         wrapped: the model as it is called. micro: images per process and micro-batch.
+        weights: of the classes in the cross entropy, or None.
     """
     common = dict(
         source=state.model,
@@ -167,7 +183,10 @@ def build_step(
     tokens, smoothing = config.TOKENS, config.AUG.SMOOTHING
     if not tokens.ENABLED:
         mix = build_mix(config, micro)
-        criterion = nn.CrossEntropyLoss(label_smoothing=0.0 if mix else smoothing)
+        smoothing = 0.0 if mix else smoothing
+        criterion: nn.Module = nn.CrossEntropyLoss(label_smoothing=smoothing)
+        if weights is not None:
+            criterion = WeightedCrossEntropy(weights.to(parallel.runtime.device), smoothing)
         return TrainStep(wrapped, state.optimizer, criterion, precision, mix=mix, **common)
 
     grid, classes = token_grid(config, state.model), config.MODEL.NUM_CLASSES

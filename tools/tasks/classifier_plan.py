@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from elsa.data import TrainLoader
-from elsa.engine import Batch, Plan, Precision, Recipe, Runtime, build_optimizer
+from elsa.data import TrainLoader, image_size
+from elsa.engine import Batch, Plan, Precision, Recipe, Runtime, build_optimizer, freeze
 from elsa.engine.memory import IMAGES, Memory
 
 from .conclusion import parameters
@@ -91,7 +91,7 @@ def memory_of(
     config: CfgNode, model: nn.Module, device: str, dtype: torch.dtype | None, processes: int, parallel: str
 ) -> Memory:
     """The estimate for a process that trains this model, which may be on the meta device."""
-    shape = (IMAGES, config.MODEL.IN_CHANS, config.DATA.IMG_SIZE, config.DATA.IMG_SIZE)
+    shape = (IMAGES, config.MODEL.IN_CHANS, *image_size(config))
     options = {"token_logits": True} if config.TOKENS.ENABLED else {}
 
     def forward(network: nn.Module, empty: Callable[..., Tensor]) -> list[Tensor]:
@@ -122,6 +122,7 @@ def classifier_outlook(recipe: Recipe, args: argparse.Namespace) -> Outlook:
     config = recipe.config
     with torch.device("meta"):
         network = create_network(config)
+    freeze(network, config)
     named = {"float16": "fp16"}.get(config.AMP.DTYPE, "bf16") if config.AMP.ENABLED else "fp32"
     dtype = PRECISIONS[args.precision or named]
     data, train = config.DATA, config.TRAIN

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from elsa.data import image_size
 from elsa.engine import load_config
 
 from .conclusion import parameters
@@ -39,15 +40,15 @@ PUBLISHED: dict[str, tuple[float | None, float | None]] = {
 def count(path: Path, overrides: list[str]) -> dict[str, Any]:
     """One row of the table."""
     config = load_config(path, overrides)
-    size = config.DATA.IMG_SIZE
+    size = image_size(config)
     with torch.device("meta"):
-        network, image = create_network(config).eval(), torch.empty(1, config.MODEL.IN_CHANS, size, size)
+        network, image = create_network(config).eval(), torch.empty(1, config.MODEL.IN_CHANS, *size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(image)
     return {
         "configuration": path.stem,
         "model": config.MODEL.NAME,
-        "image_size": size,
+        "image_size": config.DATA.IMG_SIZE,
         "parameters": parameters(network),
         "multiply_adds": counter.get_total_flops() // 2,
         "published": PUBLISHED.get(path.stem, (None, None)) if not overrides else (None, None),
@@ -57,7 +58,9 @@ def count(path: Path, overrides: list[str]) -> dict[str, Any]:
 def line(row: dict[str, Any]) -> str:
     """A row for people."""
     published = [f"{'–' if value is None else value:>9}" for value in row["published"]]
+    size = row["image_size"]
+    side = size if isinstance(size, int) else "×".join(map(str, size))
     return (
-        f"{row['configuration']:<22} {row['image_size']:>4} {row['parameters'] / 1e6:>10.2f} {published[0]}"
+        f"{row['configuration']:<22} {side:>4} {row['parameters'] / 1e6:>10.2f} {published[0]}"
         f" {row['multiply_adds'] / 1e9:>8.2f} {published[1]}"
     )

@@ -24,6 +24,13 @@ def parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
+def described(arch: str, network: nn.Module) -> str:
+    """The size of a network for people, and how much of it learns where that is not all."""
+    whole = parameters(network)
+    learning = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    return f"{arch}: {whole / 1e6:.2f} M parameters{f', of which {learning:,} learn' if learning < whole else ''}"
+
+
 def conclude(
     training: Training,
     folder: Path,
@@ -43,11 +50,13 @@ def conclude(
         return
     last, plan = state.history[-1], training.plan
     best_epoch = -(-state.best_step // plan.steps_per_epoch)
+    early = state.step < plan.total_steps
     summary = {
         "task": training.task,
         "model": training.arch,
         "parameters": parameters(state.model),
         "iterations": state.step,
+        "stopped_early": early,
         "epochs": state.epoch,
         "metric": training.metric,
         "last": last,
@@ -60,6 +69,10 @@ def conclude(
     write_json(folder / "summary.json", summary)
     hyper = {name: value for name, value in recipe.values.items() if not name.startswith(NO_HYPER_PARAMETERS)}
     logbook.conclude(hyper, summary)
+    if early:
+        epochs = (state.last_eval - state.best_step) / plan.steps_per_epoch
+        logger.info("ended early, after %d of %d steps: no better %s for %.4g epochs",
+                    state.step, plan.total_steps, training.metric, epochs)  # fmt: skip
     logger.info("finished: %s %.4g in the end, best %.4g after step %d (epoch %d); %.0f s, %.2f GB", training.metric,
                 last[training.metric], state.best, state.best_step, best_epoch, seconds,
                 summary["peak_memory_gb"])  # fmt: skip

@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 
 from elsa.core import ConfigError, did_you_mean, logger, seed_everything
 from elsa.core.archive import checkpoint_file
-from elsa.data import Source, open_splits
+from elsa.data import Source, image_size, open_splits
 from elsa.engine import Runtime
 from elsa.models import ELSAVOLO, VARIANTS, ELSASwin, load_pretrained, read_checkpoint
 from elsa.models.swin import SwinStages
@@ -74,7 +74,7 @@ def build_model(config: CfgNode) -> nn.Module:
     network, model, size = create_network(config), config.MODEL, config.DATA.IMG_SIZE
     try:
         with torch.inference_mode():
-            out = network.eval()(torch.zeros(1, model.IN_CHANS, size, size))
+            out = network.eval()(torch.zeros(1, model.IN_CHANS, *image_size(config)))
     except Exception as error:  # see create_network
         told = _first_line(error)
         raise ConfigError(f"{model.NAME} cannot take images of DATA.IMG_SIZE {size}: {told}") from error
@@ -135,7 +135,8 @@ def token_grid(config: CfgNode, model: nn.Module) -> tuple[int, int]:
         raise ConfigError(
             f"TOKENS.ENABLED needs a model with token logits ({names}), but MODEL.NAME is {config.MODEL.NAME}"
         )
-    return (config.DATA.IMG_SIZE // stride,) * 2
+    height, width = image_size(config)
+    return height // stride, width // stride
 
 
 def _unexpected(error: TypeError) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.utils.data import IterableDataset
 from yacs.config import CfgNode
 
 from elsa.core import ConfigError, DataError, Progress, logger, make_folder, sha256, write_json, write_then_rename
-from elsa.data import ABOUT_LABELS, BadImages, Source, label_path, whole_image_transform, write_label_map
+from elsa.data import ABOUT_LABELS, BadImages, Source, image_size, label_path, whole_image_transform, write_label_map
 from elsa.data.images.loaders import EvalImages, collate
 from elsa.data.workers import Loader
 from elsa.engine import Recipe, Runtime, choose_precision
@@ -80,7 +81,7 @@ def prepare_folder(recipe: Recipe, args: argparse.Namespace, source: Source, run
         "classifier": config.MODEL.NAME,
         "checkpoint": sha256(args.checkpoint),
         "classes": source.classes or config.MODEL.NUM_CLASSES,
-        "image_size": config.DATA.IMG_SIZE,
+        "image_size": recipe.values["DATA.IMG_SIZE"],
         "grid": args.grid,
         "top": args.top,
     }
@@ -101,7 +102,7 @@ def prepare_folder(recipe: Recipe, args: argparse.Namespace, source: Source, run
 def batches(config: CfgNode, source: Source, indices: list[int]) -> Loader:
     """The whole images, squeezed to the classifier's input, without crop: the grid covers all of an image."""
     images, data = EvalImages(source, whole_image_transform(config)), config.DATA
-    batch_bytes = 4 * data.EVAL_BATCH * config.MODEL.IN_CHANS * data.IMG_SIZE**2
+    batch_bytes = 4 * data.EVAL_BATCH * config.MODEL.IN_CHANS * math.prod(image_size(config))
     return Loader(
         images,
         data.EVAL_BATCH,

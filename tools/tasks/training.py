@@ -41,7 +41,7 @@ from elsa.engine.shards import ShardedCheckpoints
 from elsa.engine.trackers import open_trackers
 from elsa.kernels import backend_info
 
-from .conclusion import conclude, parameters
+from .conclusion import conclude, described
 from .gallery import Gallery
 
 
@@ -113,8 +113,7 @@ def train(
         counted = state.model if state.ema is None or not training.evaluate_ema else state.ema.module
 
         folder.open(recipe, training.plan, environment(runtime), fresh=content is None)
-        logger.info("%s: %.2f M parameters, %s on %s", training.arch, parameters(state.model) / 1e6,
-                    training.precision, runtime.device)  # fmt: skip
+        logger.info("%s, %s on %s", described(training.arch, state.model), training.precision, runtime.device)
         for line in training.plan.lines():
             logger.info("%s", line)
         logbook = _open_logbook(training, state, recipe, args.output, runtime, fresh=content is None)
@@ -124,7 +123,8 @@ def train(
             training.plan, runtime, state, step, training.schedule, training.batches,
             evaluate=lambda: _evaluated(training, counted, state, logbook), evaluated=counted, metric=training.metric,
             logbook=logbook, about=_about(training, recipe), checkpoints=checkpoints,
-            max_skipped=training.options.max_skipped, gallery=training.gallery, profile=profile,
+            max_skipped=training.options.max_skipped, early_stop=training.options.early_stop,
+            gallery=training.gallery, profile=profile,
         )  # fmt: skip
         runtime.advise(trainer.last_good)
         began = time.perf_counter()
