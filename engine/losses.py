@@ -25,8 +25,10 @@ class WeightedCrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of logits (B, C) and targets (B,) or (B, C)."""
-        options = dict(weight=self.weights, label_smoothing=self.label_smoothing)
-        return F.cross_entropy(logits, targets, reduction="none", **options).mean()
+        losses = F.cross_entropy(
+            logits, targets, weight=self.weights, reduction="none", label_smoothing=self.label_smoothing
+        )
+        return losses.mean()
 
 
 class TokenLabelLoss(nn.Module):
