@@ -99,4 +99,4 @@ def test_what_the_readme_names_exists(root):
     paths = set(re.findall(r"\b(?:scripts|tools|configs)/[\w/]+\.(?:sh|py|yaml)", text))
     assert {"scripts/quickstart.sh", "scripts/test.sh"} <= paths
     assert [name for name in links | paths if not (root / name).exists()] == []
-    assert len(text.splitlines()) <= 300
+    assert len(text.splitlines()) <= 200
