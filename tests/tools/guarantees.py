@@ -46,7 +46,7 @@ KEYS = dict(save="LOG.SAVE_STEPS", accumulate="TRAIN.ACCUM", ema="TRAIN.EMA_DECA
 DENSE_KEYS = dict(save="train_cfg.save_steps", accumulate="optim_wrapper.accumulative_counts", ema="run.ema_decay",
                   clip="optim_wrapper.clip_grad", data="data_root", workers="train_dataloader.num_workers",
                   skipped="run.max_skipped")  # fmt: skip
-BF16 = ["AMP.DTYPE=bfloat16"]
+BF16 = ["AMP.ENABLED=true", "AMP.DTYPE=bfloat16"]
 DENSE_BF16 = ["optim_wrapper.type=AmpOptimWrapper", "optim_wrapper.dtype=bfloat16"]
 
 # Appended to a recipe, these make the gradient of a batch the mean of its images' gradients, whatever images they are
@@ -59,7 +59,8 @@ AUG: {MIXUP: 0, CUTMIX: 0}
 """,
     "detection": """
 model["backbone"]["drop_path_rate"] = 0.0
-model["rpn_head"] = dict(anchor_generator=dict(ratios=[1.0, 2.0]))
+_smooth = dict(_delete_=True, type="SmoothL1Loss", beta=1.0, loss_weight=1.0)  # the gradient of L1 jumps at zero
+model["rpn_head"] = dict(anchor_generator=dict(ratios=[1.0, 2.0]), loss_bbox=_smooth)
 _all = dict(num=10**6, pos_fraction=1.0)
 model["train_cfg"] = dict(
     rpn=dict(assigner=dict(pos_iou_thr=0.5, neg_iou_thr=0.5), sampler=_all),
