@@ -11,9 +11,7 @@ struct GeluKernel {
   void (*backward)(const void* grad_local, const void* before, void* grad_before, void* local, int64_t count);
 };
 
-struct GeluTable {
-  GeluKernel float32, float64, float16, bfloat16;
-};
+using GeluTable = ByType<GeluKernel>;
 
 // One per instruction set, defined in NAME_gelu.cpp.
 extern const GeluTable plain_gelu;

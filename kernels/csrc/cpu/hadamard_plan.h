@@ -48,9 +48,7 @@ struct HadamardKernel {
   void (*reduce)(const HadamardBackward&, int64_t first_chunk, int64_t last_chunk);  // the slots' sums in their order
 };
 
-struct HadamardTable {
-  HadamardKernel float32, float64, float16, bfloat16;
-};
+using HadamardTable = ByType<HadamardKernel>;
 
 // One per instruction set, defined in NAME_hadamard.cpp.
 extern const HadamardTable plain_hadamard;

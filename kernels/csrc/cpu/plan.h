@@ -67,10 +67,13 @@ struct Kernel {
 using ForwardKernel = Kernel<ForwardArguments>;
 using BackwardKernel = Kernel<BackwardArguments>;
 
-template <class Arguments>
-struct KernelTable {
-  Kernel<Arguments> float32, float64, float16, bfloat16;
+// One kernel for each storage type.
+template <class OfType>
+struct ByType {
+  OfType float32, float64, float16, bfloat16;
 };
+template <class Arguments>
+using KernelTable = ByType<Kernel<Arguments>>;
 
 // One pair per instruction set, defined in NAME_forward.cpp and NAME_backward.cpp. Only x86-64 has more than one.
 extern const KernelTable<ForwardArguments> plain_forward;
