@@ -11,7 +11,7 @@ from pathlib import Path
 
 from elsa.core import setup_logging
 from elsa.engine import distributed
-from elsa.tools.tasks.command import parse, parser
+from elsa.tools.tasks.command import parse, parser, require_one_process
 from elsa.tools.tasks.exporting import FORMATS, export_classifier
 from elsa.tools.tasks.outcome import run
 
@@ -22,9 +22,10 @@ def main() -> None:
     arguments.add_argument("--format", choices=FORMATS, help="default: what FILE's ending says")
     arguments.add_argument("--overwrite", action="store_true", help="replace FILE and FILE.json")
     _, recipe, args = parse("export", arguments, only="classification")
-    with distributed(args.device) as runtime:
+    with distributed("cpu") as runtime:
         setup_logging(runtime.rank)
-        export_classifier(recipe, args, runtime)
+        require_one_process("export", runtime)
+        export_classifier(recipe, args)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from elsa.core import ConfigError, check_writable, setup_logging
+from elsa.core import check_writable, setup_logging
 from elsa.engine import distributed
-from elsa.tools.tasks.command import parse, parser
+from elsa.tools.tasks.command import parse, parser, require_one_process
 from elsa.tools.tasks.outcome import run
 
 
@@ -23,8 +23,7 @@ def main() -> None:
     check_writable(args.output)
     with distributed(args.device) as runtime:
         setup_logging(runtime.rank)
-        if runtime.world_size > 1:
-            raise ConfigError(f"predict works in one process, and is started {runtime.world_size} times: no torchrun")
+        require_one_process("predict", runtime)
         task.predict(recipe, args, runtime)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 
 import pytest
@@ -43,6 +44,14 @@ def export(trained, tool, tmp_path):
         return tool("export", recipe, checkpoint, "--output", tmp_path / name, *options)
 
     return call
+
+
+@pytest.fixture
+def arguments(trained, tmp_path):
+    """(recipe, arguments) for the verb's function, of a program of torch.export."""
+    given = dict(output=tmp_path / "net.pt2", format="torch", overwrite=False, device="auto")
+    args = argparse.Namespace(checkpoint=trained[1], trust_checkpoint=False, **given)
+    return load_recipe(trained[0], []), args
 
 
 def images(count):
@@ -90,6 +99,11 @@ def test_weights(trained, export, tmp_path):
     [
         ("net.onx", [], "must end in .onnx, .pt2, .safetensors"),
         ("net.onnx", ["--format", "aoti"], "must end in .pt2"),
+        (
+            "net.pt2",
+            ["--device", "cuda"],
+            "--device cuda: networks are exported, and compared with PyTorch, on the CPU",
+        ),
     ],
 )
 def test_mistakes(export, tmp_path, name, options, said):
@@ -105,27 +119,19 @@ def test_a_file_that_is_there_stays(export, tmp_path):
     assert (tmp_path / "net.safetensors").read_text() == "mine"
 
 
-def test_what_computes_something_else_is_not_kept(trained, tmp_path, monkeypatch):
-    recipe, checkpoint, model = trained
+def test_what_computes_something_else_is_not_kept(trained, arguments, tmp_path, monkeypatch):
+    model = trained[2]
     monkeypatch.setitem(exporting.WRITERS, "torch", lambda *_: lambda x: model(x) * 1.001)
-    args = exporting.argparse.Namespace(
-        output=tmp_path / "net.pt2", format=None, overwrite=False, checkpoint=checkpoint, trust_checkpoint=False
-    )
     with pytest.raises(TrainingError, match=r"differs from PyTorch by 1\.0e-03 of the largest logit"):
-        exporting.export_classifier(load_recipe(recipe, []), args, None)
+        exporting.export_classifier(*arguments)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_network_that_cannot_be_exported_is_named(trained, tmp_path, monkeypatch):
-    recipe, checkpoint, _ = trained
-
+def test_a_network_that_cannot_be_exported_is_named(arguments, tmp_path, monkeypatch):
     def fails(*_):
         raise RuntimeError("Dynamic control flow is not supported\nmore")
 
     monkeypatch.setitem(exporting.WRITERS, "torch", fails)
-    args = exporting.argparse.Namespace(
-        output=tmp_path / "net.pt2", format=None, overwrite=False, checkpoint=checkpoint, trust_checkpoint=False
-    )
     with pytest.raises(ConfigError, match="elsa_swin_nano cannot be exported as torch: Dynamic control flow"):
-        exporting.export_classifier(load_recipe(recipe, []), args, None)
+        exporting.export_classifier(*arguments)
     assert list(tmp_path.iterdir()) == []

@@ -222,6 +222,12 @@ def _unknown_option(option: str, verb: str, task: Task, arguments: argparse.Argu
     return f"unknown argument {option!r}{did_you_mean(option, known)}"
 
 
+def require_one_process(verb: str, runtime: Runtime) -> None:
+    """Refuses a launcher's several processes, which would all write the same files."""
+    if runtime.world_size > 1:
+        raise ConfigError(f"{verb} works in one process, and is started {runtime.world_size} times: no torchrun")
+
+
 def find_images(place: Path) -> list[Path]:
     """The image, or all images below a folder.
 

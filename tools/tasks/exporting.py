@@ -33,11 +33,12 @@ from elsa.core import (
 )
 from elsa.core.archive import write_tensors
 from elsa.data import image_size
-from elsa.engine import Recipe, Runtime
+from elsa.engine import Recipe
 from elsa.engine.compiling import check_compiler
 from elsa.kernels import portable
 from elsa.models import load_pretrained, read_checkpoint
 
+from .benchmark.measure import cpu_seconds, shortest
 from .checkpoints import class_names
 from .networks import build_model
 
@@ -50,7 +51,7 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 Call = Callable[[Tensor], Tensor]
 
 
-def export_classifier(recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
+def export_classifier(recipe: Recipe, args: argparse.Namespace) -> None:
     """Writes the network of a checkpoint, and beside it how images are prepared.
 
     Raises:
@@ -107,6 +108,8 @@ def _measured(form: str, call: Call, model: nn.Module, images: Tensor) -> list[s
 
 def _check(args: argparse.Namespace) -> str:
     """The format; refused before any work where it cannot be written."""
+    if args.device not in ("auto", "cpu"):
+        raise ConfigError(f"--device {args.device}: networks are exported, and compared with PyTorch, on the CPU")
     ending = args.output.suffix
     form = args.format or next((name for name, known in FORMATS.items() if known == ending), None)
     if form is None or FORMATS[form] != ending:
@@ -233,8 +236,6 @@ def compare(call: Call, model: nn.Module, images: Tensor) -> float:
 
 def _latencies(calls: Mapping[str, Call], images: Tensor) -> dict[str, dict[str, float]]:
     """Seconds of the fastest of some calls, for each batch, on this machine."""
-    from .benchmark.measure import cpu_seconds, shortest
-
     found: dict[str, dict[str, float]] = {name: {} for name in calls}
     with torch.no_grad():
         for count in BATCHES:
