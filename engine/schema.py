@@ -122,7 +122,7 @@ SCHEMA: dict[str, Key] = {
     "DATA.DATASET": Key("folder", "folder, list, digits, or a timm reader: torch/NAME, hfds/NAME, wds/NAME"),
     "DATA.ROOT": Key("datasets/imagenet", "where the data lies: ROOT/train/CLASS/*, ROOT/val/CLASS/*", may_change=True),
     "DATA.TRAIN_SPLIT": Key("train", "name of the training split, or its list of images and labels (.csv, .txt)"),
-    "DATA.VAL_SPLIT": Key("validation", "name of the validation split; a folder may be called val"),
+    "DATA.VAL_SPLIT": Key("validation", "name of the validation split, or its list; a folder may be called val"),
     "DATA.CLASSES": Key("", "order of the classes: text, natural (0 … 10), or a file of their names", empty=True),
     "DATA.IMAGE_KEY": Key("", "column or ending that holds the image, of list, hfds, hfids, tfds, wds", empty=True),
     "DATA.LABEL_KEY": Key("", "column or field that holds the label, likewise", empty=True),

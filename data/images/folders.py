@@ -20,7 +20,7 @@ from ..flat import Integers, Texts
 from ..listing import endings, files_in, folders_in, is_hidden, names_below
 from .classes import Classes, order_classes
 
-SPLIT_NAMES = (("train", "training"), ("val", "validation", "eval", "evaluation"), ("test", "testing"))
+SPLIT_NAMES = (("train", "training"), ("val", "validation", "valid", "eval", "evaluation"), ("test", "testing"))
 
 
 class ListedFiles:
