@@ -120,9 +120,12 @@ def verify(file: File, mode: str = "RGB") -> Header:
     return header
 
 
-def decode_labels(file: str | Path) -> tuple[np.ndarray, str]:
+def decode_labels(file: str | Path, colours: bool = False) -> tuple[np.ndarray, str]:
     """A label map as it is stored, (H, W), or (H, W, channels) of what is none, and Pillow's name of its mode; of more
     than a channel of 16 bits, whose lower half Pillow drops, the mode ends in ";16".
+
+    Args:
+        colours: colours are meant: of a palette those that it shows instead of their numbers, grey as colours, too.
 
     Raises:
         UnreadableImage: it cannot be decoded.
@@ -131,6 +134,9 @@ def decode_labels(file: str | Path) -> tuple[np.ndarray, str]:
         with warnings.catch_warnings(action="ignore"), _open(file) as image:
             layout = image.tile[0].args if image.tile else ""
             packed = str(layout[0] if isinstance(layout, tuple) and layout else layout)
+            if colours and image.mode in ("1", "L", "P"):
+                shown = image.convert("RGBA" if _is_transparent(image) else "RGB")
+                return np.asarray(shown), shown.mode
             values = np.asarray(image)
             if ";16" in packed and values.ndim == 3:
                 return values, f"{image.mode};16"

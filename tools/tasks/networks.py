@@ -60,6 +60,7 @@ def create_network(config: CfgNode) -> nn.Module:
                     must = f"MODEL.{OF_DROPOUT[name]} must be 0"
                     raise ConfigError(f"MODEL.NAME {model.NAME} has no {name}: {must}") from error
                 del optional[name]
+            logger.info("%s has no argument %s: left out", model.NAME, ", ".join(lacking))
         except Exception as error:  # models raise whatever their arguments make them stumble over
             told = f"{type(error).__name__}: {_first_line(error)}"
             raise ConfigError(f"{model.NAME} with IMG_SIZE {size} and {dict(model.KWARGS)}: {told}") from error
