@@ -4,6 +4,7 @@ must be, samples are what a training gets; and a user's mistakes."""
 from __future__ import annotations
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -201,18 +202,25 @@ def test_every_kind_of_network_is_explained(needs_grad_cam, name):
 # ---- the verb
 
 
-def test_all_views(needs_grad_cam, tool, config, weights, images, tmp_path):
-    paths = [images / "val" / "class1" / "0.png", images / "val" / "class2" / "1.png"]
-    outcome = tool("visualize", config, weights, *paths, "--output", tmp_path / "seen", "--position", "9,30")
-    assert outcome.code == 0, outcome.err
-    assert {path.name for path in (tmp_path / "seen").iterdir()} == set(PICTURES)
-    for name in PICTURES[1:]:
-        assert np.asarray(Image.open(tmp_path / "seen" / name).convert("L")).std() > 10
-
-
-def test_a_checkpoint_of_ours_and_a_damaged_picture(needs_grad_cam, tool, config, images, tmp_path):
+def test_the_commands_of_the_page_and_a_damaged_picture(needs_grad_cam, tool, root, config, images, tmp_path):
     outcome = tool("train", config, "--output", tmp_path / "run", "--set", "TRAIN.EPOCHS=1", "TRAIN.WARMUP_EPOCHS=0")
     assert outcome.code == 0, outcome.err
+    (tmp_path / "folder").mkdir()
+    shutil.copy(images / "val" / "class2" / "1.png", tmp_path / "folder")
+    known = {"runs/quickstart/best.pt": tmp_path / "run" / "last.pt", "CONFIG": config, "FOLDER": tmp_path / "folder",
+             "CHECKPOINT": tmp_path / "run" / "last.safetensors", "IMAGE": images / "val" / "class0" / "0.png",
+             "runs/visualize": tmp_path / "first", "samples.png": tmp_path / "samples.png"}  # fmt: skip
+    commands = re.findall(r"^python tools/visualize.py (.+)$", (root / "docs/visualize.md").read_text(), re.MULTILINE)
+    assert len(commands) == 3
+    for number, command in enumerate(commands):
+        output = [] if "--output" in command else ["--output", tmp_path / str(number)]
+        outcome = tool("visualize", *(known.get(word, word) for word in command.split()), *output)
+        assert outcome.code == 0, outcome.err
+    assert (tmp_path / "samples.png").exists()
+    assert {path.name for path in (tmp_path / "first").iterdir()} == set(PICTURES)
+    for name in PICTURES[1:]:
+        assert np.asarray(Image.open(tmp_path / "first" / name).convert("L")).std() > 10
+
     (tmp_path / "bad.png").write_bytes(b"no picture")
     paths = [tmp_path / "bad.png", images / "val" / "class1" / "0.png"]
     outcome = tool("visualize", tmp_path / "run" / "last.pt", *paths, "--output", tmp_path / "seen", "--noise", "3")

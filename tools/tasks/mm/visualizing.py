@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmdet.models.roi_heads import CascadeRoIHead
+from mmdet.models.roi_heads import CascadeRoIHead, SingleRoIExtractor
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
@@ -65,23 +65,24 @@ class Scored(nn.Module):
 
     Args:
         score: of the neck's maps, or the backbone's where there is no neck.
+        level: of the backbone's maps.
 
     Attributes:
-        tap: what the backbone's last map passes through, for Grad-CAM.
+        tap: what the map of that level passes through, for Grad-CAM.
     """
 
-    def __init__(self, model: nn.Module, score: Callable[[Sequence[Tensor]], Tensor]) -> None:
+    def __init__(self, model: nn.Module, score: Callable[[Sequence[Tensor]], Tensor], level: int) -> None:
         super().__init__()
-        self.model, self.score, self.tap = model, score, nn.Identity()
+        self.model, self.score, self.level, self.tap = model, score, level, nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
-        *others, last = self.model.backbone(images)
-        maps: Sequence[Tensor] = (*others, self.tap(last))
+        maps = list(self.model.backbone(images))
+        maps[self.level] = self.tap(maps[self.level])
         return self.score(self.model.neck(maps) if self.model.with_neck else maps)
 
 
 class Explained:
-    """Grad-CAM at the backbone's last map.
+    """Grad-CAM at a map of the backbone.
 
     Args:
         target: the class; None: the one that the picture has most of.
@@ -94,8 +95,8 @@ class Explained:
     def __call__(self, picture: Picture) -> Evidence:
         raise NotImplementedError
 
-    def cam(self, picture: Picture, score: Callable[[Sequence[Tensor]], Tensor]) -> np.ndarray:
-        scored = Scored(self.model, score)
+    def cam(self, picture: Picture, score: Callable[[Sequence[Tensor]], Tensor], level: int = -1) -> np.ndarray:
+        scored = Scored(self.model, score, level)
         return grad_cam(scored, [scored.tap], picture.images)
 
     def name(self, label: int) -> str:
@@ -103,8 +104,8 @@ class Explained:
 
 
 class ExplainedMap(Explained):
-    """Of a segmentor: the class's logits, summed over the pixels that are said to be of it, or of a class that no pixel
-    is said to be of, over all."""
+    """Of a segmentor, at the last map: the class's logits, summed over the pixels that are said to be of it, or of a
+    class that no pixel is said to be of, over all."""
 
     def __call__(self, picture: Picture) -> Evidence:
         with torch.no_grad():
@@ -129,14 +130,14 @@ class ExplainedMap(Explained):
 
 
 class ExplainedObject(Explained):
-    """Of a detector with RoI heads: the class's logit of the surest object. Of any other the maps' principal component,
-    as its scores have no one place."""
+    """Of a detector with RoI heads: the class's logit of the surest object, at the map of the level that the object is
+    read from. Of any other the last map's principal component, as its scores have no one place."""
 
     def __call__(self, picture: Picture) -> Evidence:
         if not getattr(self.model, "with_roi_head", False) or not self.model.roi_head.with_bbox:
             if self.target is not None:
                 raise ConfigError("--target: a detector without RoI heads is explained by Eigen-CAM, of no class")
-            scored = Scored(self.model, lambda maps: maps[-1].sum((1, 2, 3)))
+            scored = Scored(self.model, lambda maps: maps[-1].sum((1, 2, 3)), -1)
             return Evidence(eigen_cam(scored, [scored.tap], picture.images), "Eigen-CAM of the backbone's last map")
         with torch.no_grad():
             sample = self.model.test_step(self.batches[picture.path])[0]
@@ -150,10 +151,20 @@ class ExplainedObject(Explained):
         label = int(found.labels[best])
         box = found.bboxes[best] * found.bboxes.new_tensor(sample.scale_factor).repeat(2)
         rois = torch.cat([box.new_zeros(1), box])[None]
-        heat = self.cam(picture, lambda maps: self._logits(maps, rois)[:, label])
-        text = f"Grad-CAM of {self.name(label)}, the surest object ({found.scores[best]:.0%}), framed"
+        level = self._level(rois)
+        heat = self.cam(picture, lambda maps: self._logits(maps, rois)[:, label], level)
+        at = "the last map" if level < 0 else f"map {level + 1}"
+        text = f"Grad-CAM of {self.name(label)}, the surest object ({found.scores[best]:.0%}), framed; at {at}"
         left, top, right, bottom = box.tolist()
         return Evidence(heat, text, (left, top, right, bottom))
+
+    def _level(self, rois: Tensor) -> int:
+        """The map that an object of that size is read from; −1, the last, where the extractor reads from all."""
+        extractor = self.model.roi_head.bbox_roi_extractor
+        extractor = extractor[-1] if isinstance(extractor, nn.ModuleList) else extractor
+        if not isinstance(extractor, SingleRoIExtractor):
+            return -1
+        return int(extractor.map_roi_levels(rois, extractor.num_inputs))
 
     def _logits(self, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
         head = self.model.roi_head

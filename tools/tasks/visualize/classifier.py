@@ -30,11 +30,7 @@ def look_at_classifier(config: CfgNode, args: argparse.Namespace, runtime: Runti
         DataError: not one image can be read.
     """
     check(args)
-    transform, mode = eval_transform(config), "RGB" if config.MODEL.IN_CHANS == 3 else "L"
-    pictures = open_pictures(
-        args.images,
-        lambda path: _picture(path, transform(decode(path, mode)), config, runtime.device),
-    )
+    pictures = open_classifier_pictures(config, args.images, runtime.device)
     model, names = load_classifier(config, args.checkpoint, args.trust_checkpoint)
     target = None if args.target is None else find_class(names, args.target)
     model.to(runtime.device).eval().requires_grad_(False)
@@ -42,12 +38,20 @@ def look_at_classifier(config: CfgNode, args: argparse.Namespace, runtime: Runti
     look(Subject(config.MODEL.NAME, model, pictures, explained), args)
 
 
-def _picture(path: Path, images: Tensor, config: CfgNode, device: torch.device) -> Picture:
-    return Picture(
-        path,
-        np.asarray(denormalised(images, config.DATA.MEAN, config.DATA.STD).convert("RGB")),
-        images[None].to(device),
-    )
+def open_classifier_pictures(config: CfgNode, places: Sequence[Path], device: torch.device) -> list[Picture]:
+    """Images as the evaluation of a classifier prepares them.
+
+    Raises:
+        DataError: not one can be read.
+    """
+    transform, mode = eval_transform(config), "RGB" if config.MODEL.IN_CHANS == 3 else "L"
+
+    def load(path: Path) -> Picture:
+        image = transform(decode(path, mode))
+        pixels = denormalised(image, config.DATA.MEAN, config.DATA.STD).convert("RGB")
+        return Picture(path, np.asarray(pixels), image[None].to(device))
+
+    return open_pictures(places, load)
 
 
 class Explained:

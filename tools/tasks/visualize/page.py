@@ -53,9 +53,9 @@ def about(layer: Layer) -> dict[str, Any]:
 
 
 def _filters(values: Tensor) -> dict[str, str]:
-    """(C, K²) as parts −127 … 127 of each channel's largest."""
-    scales = values.float().cpu().abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
-    levels = (values.float().cpu() / scales).round().to(torch.int8).numpy()
+    """(C, K²) as parts −32,767 … 32,767 of each channel's largest."""
+    scales = values.float().cpu().abs().amax(-1, keepdim=True).clamp(min=1e-12) / 32767
+    levels = (values.float().cpu() / scales).round().numpy().astype("<i2")
     return {"levels": _text(levels), "scales": _text(scales.numpy().astype("<f4"))}
 
 
