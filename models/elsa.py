@@ -116,6 +116,16 @@ class ELSA(nn.Module):
             return self.ghost_head[0], self.ghost_head[1]
         return (self.ghost_head, None) if self.lam else (None, self.ghost_head)
 
+    def ghost_maps(self) -> tuple[Tensor | None, Tensor | None]:
+        """What the attention of every channel is multiplied by, ghost_mul^λ, and what is added to it, γ · ghost_add:
+        (C_v, K²) each, None where it is left out."""
+        mul, add = self._ghosts()
+        if mul is not None:
+            mul = mul.reshape(self.dim_v, -1) ** self.lam
+        if add is not None:
+            add = add.reshape(self.dim_v, -1) * self.gamma
+        return mul, add
+
     def hadamard_attention(self, packed: Tensor) -> tuple[Tensor, Tensor]:
         """Queries, keys and values, (B, H, W, 2·C_q + C_v) → attention logits (B, H, W, G·K²) and the values."""
         mix, _, expand = self.attn  # GELU belongs to the convolution
@@ -127,11 +137,7 @@ class ELSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits, value = self.hadamard_attention(linear(x, self.pre_proj.weight.flatten(1), self.pre_proj.bias))
-        mul, add = self._ghosts()
-        if mul is not None:
-            mul = mul.reshape(self.dim_v, -1) ** self.lam
-        if add is not None:
-            add = add.reshape(self.dim_v, -1) * self.gamma
+        mul, add = self.ghost_maps()
         out = elsa_attention(
             value,
             logits,

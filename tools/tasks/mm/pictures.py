@@ -165,6 +165,17 @@ def side_by_side(cells: Sequence[tuple[Image.Image, str, str]], title: str, of: 
     return grid(cells, title, of, columns=2, cell=(WIDTH, height))
 
 
+def test_pipeline(config: Config) -> Compose:
+    """What makes of a file what a model takes in tests, without annotations."""
+    steps = [step for step in config.test_dataloader.dataset.pipeline if "Annotations" not in step["type"]]
+    return Compose(with_our_decoder(steps, config.get("image_orientation", TURNED)))
+
+
+def pixels_of(image: torch.Tensor) -> np.ndarray:
+    """(3, H, W) as mm's pipelines give it, blue, green, red → (H, W, 3), red, green, blue."""
+    return np.ascontiguousarray(image.numpy()[::-1].transpose(1, 2, 0))
+
+
 class Predictions(ABC):
     """Predictions of images one by one: a picture each in the output folder, and the numbers for a JSON file."""
 
@@ -172,8 +183,7 @@ class Predictions(ABC):
         self.classes, self.folder = list(classes), folder
         dataset = config.test_dataloader.dataset
         self.orientation = config.get("image_orientation", TURNED)
-        steps = [step for step in dataset.pipeline if "Annotations" not in step["type"]]
-        self.pipeline = Compose(with_our_decoder(steps, self.orientation))
+        self.pipeline = test_pipeline(config)
         named = dataset.get("metainfo", {}).get("palette")
         palette = named or DATASETS.get(dataset.type).METAINFO.get("palette", ())
         known = {"palette": palette} if len(palette) == len(classes) else {}
