@@ -134,8 +134,8 @@ def compile_unit(nvcc: str, cuobjdump: str, unit: str, arch: str, folder: Path) 
 
 
 def read_library(library: Path, prefix: str) -> list[Kernel]:
-    """The same of a built library's kernels that come from PREFIX_TYPE.cu. Only ptxas tells how many bytes it spills; here
-    spills show as instructions on local memory."""
+    """The same of a built library's kernels that come from PREFIX_TYPE.cu. How many bytes are spilled only ptxas tells;
+    here spills show as instructions on local memory."""
     _, cuobjdump = find_tools()
     found = []
     for arch in DEVICES:

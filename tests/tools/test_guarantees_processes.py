@@ -11,8 +11,8 @@ from guarantees import assert_same_run, content, is_finite, left_over, records, 
 
 
 def assert_close(one, other, start) -> None:
-    """The weights differ by far less than the training has changed them: by rounding, and by a ReLU or two whose input is
-    zero to rounding, which switch in one of the runs."""
+    """The weights differ by far less than the training has changed them: by rounding, and by a ReLU or two that switch
+    in one of the runs, as their input is zero to rounding."""
     moved = weights(one / "last.pt") - weights(start / "last.pt")
     apart = weights(one / "last.pt") - weights(other / "last.pt")
     assert apart.norm() < 1e-4 * moved.norm(), (apart.norm(), moved.norm())

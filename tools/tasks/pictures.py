@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,7 +17,7 @@ from matplotlib.text import Text
 from PIL import Image
 from torch import Tensor
 
-from elsa.core import write_then_rename
+from elsa.core import without_warnings, write_then_rename
 from elsa.data import Source
 
 RIGHT, WRONG = "#1a7f37", "#cf222e"
@@ -62,13 +61,13 @@ def add_legend(owner: Any, handles: Sequence[Any], names: Sequence[str], **style
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    with warnings.catch_warnings(action="ignore"):  # letters that no font has are drawn as boxes
+    with without_warnings():  # letters that no font has are drawn as boxes
         write_then_rename(path, lambda beside: figure.savefig(beside, format="png", dpi=DPI))
 
 
 def as_image(figure: Figure) -> Image.Image:
     canvas = FigureCanvasAgg(figure)
-    with warnings.catch_warnings(action="ignore"):  # letters that no font has are drawn as boxes
+    with without_warnings():  # letters that no font has are drawn as boxes
         canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -20,7 +19,7 @@ from mmengine.registry import DATASETS, VISUALIZERS
 from PIL import Image
 from pycocotools import mask as coco_masks
 
-from elsa.core import DataError, logger, make_folder, write_then_rename
+from elsa.core import DataError, logger, make_folder, without_warnings, write_then_rename
 from elsa.data import UnreadableImage, decode
 from elsa.data.annotations import Annotations
 from elsa.data.decode import TURNED
@@ -75,7 +74,7 @@ class ObjectDrawing:
         if with_truth and hasattr(boxes := sample.gt_instances.bboxes, "tensor"):  # as pipelines of training have them
             sample = sample.clone()
             sample.gt_instances.bboxes = boxes.tensor
-        with warnings.catch_warnings(action="ignore"):  # letters that no font has are drawn as boxes
+        with without_warnings():  # letters that no font has are drawn as boxes
             self.visualizer.add_datasample("image", image, sample, draw_gt=with_truth, pred_score_thr=self.threshold)
         return Image.fromarray(self.visualizer.get_image())
 
