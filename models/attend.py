@@ -1,11 +1,12 @@
-"""Scaled dot products of queries and keys over values, for window attention and VOLO's transformers."""
+"""Attention as it is computed, and as portable graphs hold it: of ELSA, of windows, of VOLO's transformers."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from elsa.kernels import is_portable
+from elsa.kernels import elsa_attention, is_portable
+from elsa.kernels.portable import gathered_attention
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, drop: float = 0.0) -> Tensor:
@@ -19,3 +20,22 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
         weights = (weights if bias is None else weights + bias).softmax(-1)
         return F.dropout(weights, drop) @ value
     return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=drop)
+
+
+def attend_locally(
+    value: Tensor,
+    logits: Tensor,
+    ghost_mul: Tensor | None,
+    ghost_add: Tensor | None,
+    *,
+    num_heads: int,
+    kernel_size: int,
+    dilation: int,
+    attn_drop: float = 0.0,
+) -> Tensor:
+    """``elsa.kernels.elsa_attention``. Portable graphs hold it without a node per tap, of which K² would be many."""
+    tensors = (value, logits, ghost_mul, ghost_add)
+    if is_portable():
+        return gathered_attention(*tensors, num_heads, kernel_size, dilation, attn_drop)
+    sizes = dict(num_heads=num_heads, kernel_size=kernel_size, dilation=dilation)
+    return elsa_attention(*tensors, **sizes, attn_drop=attn_drop)

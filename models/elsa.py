@@ -8,8 +8,9 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from elsa.kernels import elsa_attention, hadamard_convolution, linear
+from elsa.kernels import hadamard_convolution, linear
 
+from .attend import attend_locally
 from .mlp import Mlp, add_mlp
 
 
@@ -132,7 +133,7 @@ class ELSA(nn.Module):
             mul = mul.reshape(self.dim_v, -1) ** self.lam
         if add is not None:
             add = add.reshape(self.dim_v, -1) * self.gamma
-        out = elsa_attention(
+        out = attend_locally(
             value,
             logits,
             mul,

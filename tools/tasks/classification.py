@@ -54,6 +54,7 @@ from .checkpoints import class_names, in_short
 from .classifier_evaluation import OPTIONS, evaluate_checkpoint
 from .classifier_plan import as_planned, batch_wish, classifier_outlook, memory_of, plan_of
 from .command import find_images
+from .exporting import classifier as exporting
 from .gallery import ClassifierGallery
 from .networks import build_model, open_data, start_from_pretrained, token_grid
 from .outlook import Outlook
@@ -71,6 +72,7 @@ class Classification:
     options: ClassVar = {
         "evaluate": OPTIONS,
         "predict": [("--top", dict(type=int, metavar="K", help="classes listed per image; default 5"))],
+        "export": exporting.OPTIONS,
     }
 
     def read(self, path: Path, overrides: list[str]) -> Recipe:
@@ -93,6 +95,9 @@ class Classification:
 
     def predict(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
         classify_images(recipe.config, args, runtime)
+
+    def export(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
+        exporting.export_classifier(recipe, args, runtime)
 
     def outlook(self, recipe: Recipe, args: argparse.Namespace) -> Outlook:
         return classifier_outlook(recipe, args)

@@ -16,6 +16,7 @@ from elsa.core import ConfigError
 from elsa.engine import Recipe, Runtime
 
 from .mm.evaluation import Metric, evaluate_checkpoint
+from .mm.exporting import Maps, export_dense
 from .mm.pictures import ObjectDrawing, ObjectPredictions
 from .mm.planning import dense_outlook
 from .mm.prediction import predict
@@ -62,6 +63,9 @@ class Detection:
         if not 0 <= args.threshold <= 1:
             raise ConfigError(f"--threshold must be between 0 and 1, got {args.threshold}")
         predict(recipe.config, args, runtime, partial(ObjectPredictions, threshold=args.threshold))
+
+    def export(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
+        export_dense(recipe, args, runtime, Maps)
 
     def outlook(self, recipe: Recipe, args: argparse.Namespace) -> Outlook:
         return dense_outlook(recipe, args)

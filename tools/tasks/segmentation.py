@@ -15,6 +15,7 @@ from elsa.core import ConfigError
 from elsa.engine import Recipe, Runtime
 
 from .mm.evaluation import Metric, evaluate_checkpoint
+from .mm.exporting import Logits, export_dense
 from .mm.pictures import MapDrawing, MapPredictions
 from .mm.planning import dense_outlook
 from .mm.prediction import predict
@@ -73,6 +74,9 @@ class Segmentation:
 
     def predict(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
         predict(recipe.config, args, runtime, MapPredictions)
+
+    def export(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
+        export_dense(recipe, args, runtime, Logits)
 
     def outlook(self, recipe: Recipe, args: argparse.Namespace) -> Outlook:
         return dense_outlook(recipe, args)
