@@ -77,12 +77,13 @@ UNREADABLE = (
 )
 CHECKSUM, ARCH = "crc32", "arch"  # in the metadata of our .safetensors files, and of ours alone
 ENDINGS = (".pt", ".pth", ".pth.tar", ".safetensors")
-# The files of a run's folder that can be evaluated, the better first.
-OF_A_RUN = ("best.pt", "last.pt", "best.safetensors", "last.safetensors")
+HUB_WEIGHTS = "model.safetensors"  # of a folder as model hubs have them
+# The files of a folder that can be evaluated, a run's or a hub's, the better first.
+OF_A_RUN = ("best.pt", "last.pt", "best.safetensors", "last.safetensors", HUB_WEIGHTS)
 
 
 def checkpoint_file(path: Path) -> Path:
-    """The file itself; of a run's folder its best checkpoint, else its last.
+    """The file itself; of a run's folder its best checkpoint, else its last; of a hub's its weights.
 
     Raises:
         CheckpointError: no such file, or a folder without one.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import library
 from .linear import linear_info
-from .portable import is_portable
+from .portable import gathered_attention, is_portable
 from .reference import elsa_attention_reference, hadamard_convolution_reference
 
 BACKENDS = ("auto", "reference", "cpu", "cuda")
@@ -60,9 +60,8 @@ def elsa_attention(
         value, logits = library.autocast_inputs(value.device.type, value, logits)
     _check(value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation, attn_drop)
     if _choose(backend, value, attn_drop) == "reference":
-        return elsa_attention_reference(
-            value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation, attn_drop
-        )
+        run = gathered_attention if is_portable() else elsa_attention_reference
+        return run(value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation, attn_drop)
     accumulate = torch.float64 if value.dtype == torch.float64 else torch.float32
     ghost_mul, ghost_add = (None if ghost is None else ghost.to(accumulate) for ghost in (ghost_mul, ghost_add))
     return torch.ops.elsa.attention_forward(value, logits, ghost_mul, ghost_add, num_heads, kernel_size, dilation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -10,19 +11,49 @@ import torch.nn.functional as F
 from timm.layers import DropPath, resize_rel_pos_bias_table, to_2tuple
 from torch import Tensor, nn
 
+from elsa.kernels import is_portable
+
 from .attend import attend
 from .mlp import Mlp, add_mlp, apply_linear
+
+
+def lacking(size: int, multiple: int) -> int:
+    """What is to be added for the next multiple: ``-size % multiple``, in a form in which graphs for maps of any size
+    stay simple: what is added cancels, and a quotient has no remainder."""
+    return (size + multiple - 1) // multiple * multiple - size
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Zero-pads a (B, H, W, C) map at the right and at the bottom to multiples of ``multiple``."""
     height, width = x.shape[1:3]
-    return F.pad(x, (0, 0, 0, -width % multiple, 0, -height % multiple))
+    return F.pad(x, (0, 0, 0, lacking(width, multiple), 0, lacking(height, multiple)))
+
+
+def crop_map(x: Tensor, height: int, width: int) -> Tensor:
+    """The upper left of a (B, H, W, C) map. In graphs for maps of any size it is gathered: slices would have to prove
+    that the map is large enough."""
+    if not is_of_any_size(height, width):
+        return x[:, :height, :width]
+    rows, columns = (torch.arange(size, device=x.device) for size in (height, width))
+    return x.index_select(1, rows).index_select(2, columns)
+
+
+def halve_by_maximum(x: Tensor) -> Tensor:
+    """(B, C, H, W) → (B, C, ⌈H/2⌉, ⌈W/2⌉), the largest of each square."""
+    height, width = x.shape[2:]
+    if not is_of_any_size(height, width):
+        return F.max_pool2d(x, 2, ceil_mode=True)
+    return F.max_pool2d(F.pad(x, (0, lacking(width, 2), 0, lacking(height, 2)), value=-math.inf), 2)
+
+
+def is_of_any_size(*sizes: int) -> bool:
+    """Whether a portable graph is made in which one of these sizes is open."""
+    return is_portable() and any(isinstance(size, torch.SymInt) for size in sizes)
 
 
 def resize_map(x: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, C, H, W) → (B, C, *size), bicubic; unchanged where the size is right."""
-    if x.shape[-2:] == size:
+    if not is_of_any_size(*size) and x.shape[-2:] == size:
         return x
     return F.interpolate(x, size, mode="bicubic", align_corners=False)
 
@@ -81,7 +112,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        x = F.pad(x, (0, -width % self.patch_size[1], 0, -height % self.patch_size[0]))
+        x = F.pad(x, (0, lacking(width, self.patch_size[1]), 0, lacking(height, self.patch_size[0])))
         if x.is_cpu:  # the convolution writes what LayerNorm reads
             x = x.contiguous(memory_format=torch.channels_last)
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
@@ -157,15 +188,21 @@ class WindowAttention(nn.Module):
         return self.proj_drop(out)
 
 
-def shifted_window_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """−100 between positions that the cyclic shift brought into one window: (windows, w², w²), for a padded map."""
+def shifted_window_mask(height: int, width: int, window: int, shift: int | Tensor, device: torch.device) -> Tensor:
+    """−100 between positions that the cyclic shift brought into one window: (windows, w², w²), for a padded map.
+
+    Of a shift of 0, which only a tensor may hold, it is 0 everywhere.
+    """
 
     def regions(size: int) -> Tensor:
         position = torch.arange(size, device=device)
         return (position >= size - window).long() + (position >= size - shift).long()
 
     region = regions(height)[:, None] * 3 + regions(width)[None]
-    region = partition_windows(region[None, ..., None], window).squeeze(-1)
+    if is_of_any_size(height, width):
+        region = region.flatten()[places_of_windows(height, width, window, 0, device)].unflatten(0, (-1, window**2))
+    else:
+        region = partition_windows(region[None, ..., None], window).squeeze(-1)
     return (region[:, None] != region[:, :, None]) * -100.0
 
 
@@ -180,6 +217,30 @@ def merge_windows(windows: Tensor, window: int, height: int, width: int) -> Tens
     """The inverse of ``partition_windows``."""
     x = windows.reshape(-1, height // window, width // window, window, window, windows.shape[-1])
     return x.transpose(2, 3).reshape(-1, height, width, windows.shape[-1])
+
+
+def places_of_windows(height: int, width: int, window: int, shift: int | Tensor, device: torch.device) -> Tensor:
+    """Of each position of each window, its place in a map that is shifted up and to the left: (H · W,)."""
+    rows, columns = (_wrapped(torch.arange(size, device=device) + shift, size) for size in (height, width))
+    rows, columns = rows.unflatten(0, (-1, 1, window, 1)), columns.unflatten(0, (1, -1, 1, window))
+    return (rows * width + columns).flatten()
+
+
+def places_in_windows(
+    sizes: tuple[int, int], padded: tuple[int, int], window: int, shift: int | Tensor, device: torch.device
+) -> Tensor:
+    """Of each position of a map (H, W), its place among those of ``places_of_windows`` of the padded map: (H · W,)."""
+    rows, columns = (
+        _wrapped(torch.arange(size, device=device) - shift, whole) for size, whole in zip(sizes, padded, strict=True)
+    )
+    rows, columns = rows[:, None], columns[None]
+    windows = rows // window * (padded[1] // window) + columns // window
+    return (windows * window**2 + rows % window * window + columns % window).flatten()
+
+
+def _wrapped(position: Tensor, size: int) -> Tensor:
+    """``position % size`` from −size to 2 · size: ONNX has no remainder of a size that is open."""
+    return position + ((position < 0).long() - (position >= size).long()) * size
 
 
 class WindowBlock(nn.Module):
@@ -223,13 +284,24 @@ class WindowBlock(nn.Module):
         self.window_size = window_size
         self.attn.set_window_size(window_size)
 
+    def _shift(self, height: int, width: int) -> int | Tensor:
+        """By how many positions windows are shifted; an integer tensor in graphs that hold maps of any size."""
+        shift = self.window_size // 2 if self.shifted else 0
+        if self.shift_small_maps or not shift:
+            return shift
+        if is_of_any_size(height, width):
+            sides = torch.stack([torch.arange(side).amax(0) + 1 for side in (height, width)])
+            return (sides.amin(0) > self.window_size).long() * shift
+        return 0 if min(height, width) <= self.window_size else shift
+
     def window_attention(self, x: Tensor) -> Tensor:
         """Pad, shift, attend within windows, undo: (B, H, W, C) → (B, H, W, C)."""
         height, width = x.shape[1:3]
-        shift = self.window_size // 2 if self.shifted else 0
-        if not self.shift_small_maps and min(height, width) <= self.window_size:
-            shift = 0
+        shift = self._shift(height, width)
         x = pad_to_multiple(x, self.window_size)
+        if is_of_any_size(height, width):
+            return self._gathered(x, (height, width), shift)
+        assert isinstance(shift, int)
         padded_height, padded_width = x.shape[1:3]
         mask = None
         if shift:
@@ -240,6 +312,17 @@ class WindowBlock(nn.Module):
         if shift:
             x = x.roll((shift, shift), (1, 2))
         return x[:, :height, :width]
+
+    def _gathered(self, x: Tensor, sizes: tuple[int, int], shift: int | Tensor) -> Tensor:
+        """The same of a padded map, for graphs that hold maps of any size: which of them have a single window, and that
+        the map is no larger when it is padded, they would have to know where views are made."""
+        padded, window = (x.shape[1], x.shape[2]), self.window_size
+        there = places_of_windows(*padded, window, shift, x.device)
+        back = places_in_windows(sizes, padded, window, shift, x.device)
+        windows = x.flatten(1, 2).index_select(1, there).unflatten(1, (-1, window**2)).flatten(0, 1)
+        mask = shifted_window_mask(*padded, window, shift, x.device) if self.shifted else None
+        out = self.attn(windows, mask).unflatten(0, (x.shape[0], -1)).flatten(1, 2)
+        return out.index_select(1, back).unflatten(1, sizes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.window_attention(self.norm1(x)))

@@ -70,6 +70,8 @@ def select_weights(content: dict[str, Any], weights: str = "auto") -> tuple[str,
     wanted = {"auto": EMA_ENTRIES + MODEL_ENTRIES, "ema": EMA_ENTRIES, "model": MODEL_ENTRIES}[weights]
     entry = next((name for name in wanted if isinstance(content.get(name), dict)), "")
     tensors = content[entry] if entry else content
+    while entry and (inner := next((name for name in MODEL_ENTRIES if isinstance(tensors.get(name), dict)), "")):
+        entry, tensors = f"{entry}.{inner}", tensors[inner]  # an entry that is a checkpoint itself
     if not entry and (weights == "ema" or not any(isinstance(value, Tensor) for value in tensors.values())):
         raise CheckpointError(f"no {' or '.join(wanted)} among the entries {', '.join(map(str, list(content)[:8]))}")
     if stray := [str(name) for name, value in tensors.items() if not (isinstance(name, str) and _is_plain(value))]:

@@ -17,7 +17,7 @@ from timm.models.volo import VOLO
 from torch import Tensor, nn
 
 from .elsa import ELSABlock
-from .layers import init_linear_layers, pad_to_multiple, resize_map, select_stages
+from .layers import crop_map, halve_by_maximum, init_linear_layers, lacking, pad_to_multiple, resize_map, select_stages
 from .maps import Frozen, Intermediates, last_map
 from .mlp import apply_linear
 from .transformer import use_our_layers
@@ -119,7 +119,7 @@ class ELSAVOLO(Intermediates, VOLO):
     def embed(self, image: Tensor) -> Tensor:
         """(B, C_in, H, W) → (B, ⌈H/8⌉, ⌈W/8⌉, C): the stem, after zero padding at the right and at the bottom."""
         height, width = image.shape[-2:]
-        image = F.pad(image, (0, -width % PATCH, 0, -height % PATCH))
+        image = F.pad(image, (0, lacking(width, PATCH), 0, lacking(height, PATCH)))
         return self.patch_embed(image).permute(0, 2, 3, 1)
 
     def maps(self, x: Tensor) -> Iterator[Tensor]:
@@ -283,9 +283,10 @@ class ELSAVOLOMaps(Frozen, ELSAVOLO):
         for index in self.out_indices:
             level = of_stages[0 if index < 2 else -1]
             if index == 0:
-                level = self.upsample(level)[..., : -(-height // 4), : -(-width // 4)]
+                level = self.upsample(level).permute(0, 2, 3, 1)
+                level = crop_map(level, (height + 3) // 4, (width + 3) // 4).permute(0, 3, 1, 2)
             elif index == 3:
-                level = F.max_pool2d(level, 2, ceil_mode=True)
+                level = halve_by_maximum(level)
             norm = self.get_submodule(f"norm{index}")
             maps.append(norm(level.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
         return maps

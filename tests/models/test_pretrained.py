@@ -76,7 +76,9 @@ def rewritten(path, old, new):
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip file", "file of old torch"])
-@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "module._orig_mod.", "_orig_mod.module.", "module.module.", "model."]
+)
 def test_published_classification_file(tmp_path, prefix, zipped):
     source, path = tiny_model(1), tmp_path / "model_best.pth.tar"
     torch.save(timm_file(source, prefix=prefix), path, _use_new_zipfile_serialization=zipped)
@@ -221,6 +223,37 @@ def test_a_plain_swin_of_another_depth_is_told_by_name():
 def test_entries_of_other_trainers(entry):
     source, model = tiny_model(1), tiny_model(2)
     assert load_pretrained(model, {entry: wrapped(source), "student": {}, "epoch": 3}).entry == entry
+    assert same_weights(model, source)
+
+
+@pytest.mark.parametrize(("outer", "inner"), [("model", "state_dict"), ("model_ema", "model"), ("teacher", "model")])
+def test_an_entry_that_is_a_checkpoint_itself(outer, inner):
+    source, model = tiny_model(1), tiny_model(2)
+    content = {outer: {inner: wrapped(source, "_orig_mod."), "epoch": 3}, "epoch": 3}
+    assert load_pretrained(model, content).entry == f"{outer}.{inner}"
+    assert same_weights(model, source)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
+@pytest.mark.parametrize("names", ["timm's", "its authors'"])
+def test_a_bare_swin_starts_the_baseline(names, prefix):
+    state = swin().state_dict()
+    given = state if names == "timm's" else as_its_authors(state)
+    model = swin(num_classes=3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    report = load_pretrained(model, {f"{prefix}{name}": value for name, value in given.items()})
+    assert report.loaded == report.total and same_weights(model, swin())
+
+
+def test_parts_that_were_compiled_alone():
+    source, model = (
+        timm.create_model("elsa_swin_nano", num_classes=3),
+        timm.create_model("elsa_swin_nano", num_classes=3),
+    )
+    inner = {name.replace("layers.0.", "layers.0._orig_mod."): value for name, value in source.state_dict().items()}
+    load_pretrained(model, {f"module.{name}": value for name, value in inner.items()})
     assert same_weights(model, source)
 
 

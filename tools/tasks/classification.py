@@ -53,6 +53,7 @@ from .checkpoints import in_short
 from .classifier_evaluation import OPTIONS, evaluate_checkpoint
 from .classifier_plan import as_planned, batch_wish, classifier_outlook, memory_of, plan_of
 from .command import find_images
+from .exporting import classifier as exporting
 from .gallery import ClassifierGallery
 from .networks import build_model, load_classifier, open_data, start_from_pretrained, token_grid
 from .outlook import Outlook
@@ -72,6 +73,7 @@ class Classification:
     options: ClassVar = {
         "evaluate": OPTIONS,
         "predict": [("--top", dict(type=int, metavar="K", help="classes listed per image; default 5"))],
+        "export": exporting.OPTIONS,
     }
 
     def read(self, path: Path, overrides: list[str]) -> Recipe:
@@ -100,6 +102,9 @@ class Classification:
 
     def show_data(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
         show_batches(recipe.config, args, runtime)
+
+    def export(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
+        exporting.export_classifier(recipe, args, runtime)
 
     def outlook(self, recipe: Recipe, args: argparse.Namespace) -> Outlook:
         return classifier_outlook(recipe, args)

@@ -17,6 +17,7 @@ from elsa.engine import Recipe, Runtime
 
 from .mm import samples
 from .mm.evaluation import Metric, evaluate_checkpoint
+from .mm.exporting import Maps, export_dense
 from .mm.pictures import ObjectDrawing, ObjectPredictions
 from .mm.planning import dense_outlook
 from .mm.prediction import predict
@@ -70,6 +71,9 @@ class Detection:
 
     def show_data(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
         samples.show_samples(recipe.config, args, runtime, samples.ObjectDrawing)
+
+    def export(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
+        export_dense(recipe, args, runtime, Maps)
 
     def outlook(self, recipe: Recipe, args: argparse.Namespace) -> Outlook:
         return dense_outlook(recipe, args)

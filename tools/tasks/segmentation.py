@@ -15,6 +15,7 @@ from elsa.core import ConfigError
 from elsa.engine import Recipe, Runtime
 
 from .mm.evaluation import Metric, evaluate_checkpoint
+from .mm.exporting import Logits, export_dense
 from .mm.pictures import MapDrawing, MapPredictions
 from .mm.planning import dense_outlook
 from .mm.prediction import predict
@@ -81,6 +82,9 @@ class Segmentation:
 
     def show_data(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
         show_samples(recipe.config, args, runtime, MapDrawing)
+
+    def export(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
+        export_dense(recipe, args, runtime, Logits)
 
     def outlook(self, recipe: Recipe, args: argparse.Namespace) -> Outlook:
         return dense_outlook(recipe, args)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import codecs
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,9 @@ def restore_recipe(content: Mapping[str, Any], origin: str, overrides: Iterable[
         ConfigError: none there, or one that could only be read by executing something.
     """
     values = content.get("recipe")
+    if isinstance(values, str):  # of a hub's folder, in words
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            values = ast.literal_eval(values)
     if not isinstance(values, dict):
         raise ConfigError(f"{origin} holds no recipe; name CONFIG before it")
     values = {**values, "embedded": None}
