@@ -1,8 +1,8 @@
 """What the paper compares ELSA with: other local operators for the same slot (arXiv 2112.12786, section 3).
 
 Two questions divide them. *Channel setting*: how many heads share a map of weights, and whether static matrices are
-added (ghost head). *Spatial processing*: where the weights come from (a parameter, the position alone, dot products, the
-Hadamard product), whether they know the relative position, and whether they are applied to a window or to each
+added (ghost head). *Spatial processing*: where the weights come from (a parameter, the position alone, dot products,
+the Hadamard product), whether they know the relative position, and whether they are applied to a window or to each
 position's neighbourhood. Windowed self-attention is ``WindowAttention`` in layers.py, Hadamard attention is ELSA.
 
 All take and give maps (B, H, W, C) and know the outside of the map as zero, like ELSA.
