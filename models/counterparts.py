@@ -102,7 +102,7 @@ class NeighbourhoodAttention(GhostHead):
         if self.border == "inside":
             logits = logits.masked_fill(self._beyond(*x.shape[1:3], x.device), -torch.inf)
         drop = self.attn_drop if self.training else 0.0
-        out = elsa_attention(packed, logits, *self.ghosts(), attn_drop=drop, **of)
+        out = elsa_attention(packed, logits, *self.ghost_maps(), attn_drop=drop, **of)
         return self.proj_drop(apply_linear(self.post_proj, out))
 
     def _beyond(self, height: int, width: int, device: torch.device) -> Tensor:

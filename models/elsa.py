@@ -46,7 +46,7 @@ class GhostHead(nn.Module):
             return self.ghost_head[0], self.ghost_head[1]
         return (self.ghost_head, None) if self.lam else (None, self.ghost_head)
 
-    def ghosts(self) -> tuple[Tensor | None, Tensor | None]:
+    def ghost_maps(self) -> tuple[Tensor | None, Tensor | None]:
         """What multiplies the attention, and what is added: (ghost_mul^λ, γ · ghost_add), each (C_v, K²) or None."""
         mul, add = self._ghosts()
         if mul is not None:
@@ -153,7 +153,7 @@ class ELSA(GhostHead):
 
     def forward(self, x: Tensor) -> Tensor:
         logits, value = self.hadamard_attention(linear(x, self.pre_proj.weight.flatten(1), self.pre_proj.bias))
-        mul, add = self.ghosts()
+        mul, add = self.ghost_maps()
         out = elsa_attention(
             value,
             logits,
