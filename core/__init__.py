@@ -23,7 +23,7 @@ from .files import (
     write_then_rename,
 )
 from .locks import lock_file
-from .log import logger, setup_logging, silence
+from .log import logger, setup_logging, silence, without_warnings
 from .progress import Progress
 from .seeds import mix_seed, seed_everything
 from .version import __version__
@@ -51,6 +51,7 @@ __all__ = [
     "silence",
     "sweep",
     "to_json",
+    "without_warnings",
     "write_folder",
     "write_json",
     "write_text",

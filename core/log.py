@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -27,6 +30,14 @@ def setup_logging(rank: int = 0, file: Path | None = None) -> None:
         form = "%(asctime)s %(message)s" if with_date else f"{prefix}%(message)s"
         handler.setFormatter(logging.Formatter(form, "%Y-%m-%d %H:%M:%S"))
         logger.addHandler(handler)
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """In here nobody is told of Python's warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def silence(stream: TextIO) -> None:

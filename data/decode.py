@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import io
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from elsa.core import DataError
+from elsa.core import DataError, without_warnings
 
 BACKGROUND = (255, 255, 255)  # what shows through where an image is transparent
 TURNED, STORED = "turned", "stored"  # as people see it; as the file holds it, before a camera's note on orientation
@@ -64,7 +63,7 @@ def read_header(file: File) -> Header:
         UnreadableImage: it is no image.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with without_warnings():
             return _header(_open(file))
     except Exception as error:  # Pillow's readers raise whatever their format makes them stumble over
         raise _unreadable(file, error) from error
@@ -85,7 +84,7 @@ def decode(file: File, mode: str = "RGB", orientation: str = TURNED) -> Image.Im
         UnreadableImage: it cannot be decoded, or its numbers have no known range (32 bits).
     """
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with without_warnings():
             image = _open(file)
             turn = TURNS.get(noted_orientation(image))
             image.load()  # this turns a TIFF, and nothing else
@@ -110,7 +109,7 @@ def verify(file: File, mode: str = "RGB") -> Header:
     """
     header = read_header(file)
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with without_warnings():
             image = _open(file)
             image.draft(None, (max(header.stored[0] // 8, 1), max(header.stored[1] // 8, 1)))
             image.load()
@@ -120,17 +119,23 @@ def verify(file: File, mode: str = "RGB") -> Header:
     return header
 
 
-def decode_labels(file: str | Path) -> tuple[np.ndarray, str]:
+def decode_labels(file: str | Path, colours: bool = False) -> tuple[np.ndarray, str]:
     """A label map as it is stored, (H, W), or (H, W, channels) of what is none, and Pillow's name of its mode; of more
     than a channel of 16 bits, whose lower half Pillow drops, the mode ends in ";16".
+
+    Args:
+        colours: colours are meant: of a palette those that it shows instead of their numbers, grey as colours, too.
 
     Raises:
         UnreadableImage: it cannot be decoded.
     """
     try:
-        with warnings.catch_warnings(action="ignore"), _open(file) as image:
+        with without_warnings(), _open(file) as image:
             layout = image.tile[0].args if image.tile else ""
             packed = str(layout[0] if isinstance(layout, tuple) and layout else layout)
+            if colours and image.mode in ("1", "L", "P"):
+                shown = image.convert("RGBA" if _is_transparent(image) else "RGB")
+                return np.asarray(shown), shown.mode
             values = np.asarray(image)
             if ";16" in packed and values.ndim == 3:
                 return values, f"{image.mode};16"

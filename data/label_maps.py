@@ -14,6 +14,7 @@ import numpy as np
 
 from elsa.core import ConfigError, DataError
 
+from . import label_colours
 from .decode import STORED, TURNED, Header, UnreadableImage, decode_labels, read_header
 
 UNLABELLED, IGNORED = 0, 255
@@ -33,6 +34,7 @@ class Labelling:
         classes: n, the number of classes.
         reduced: 0 is unlabelled and 1 … n are the classes, as in ADE20K; else they are 0 … n − 1.
         replaced: numbers in the files → those that they stand for, before anything else.
+        colours: whether the files have colours, each as a number (see ``label_colours``), all of which are replaced.
         chosen: class → class, or IGNORED, where a data set uses some of the classes that its files have.
 
     Raises:
@@ -43,16 +45,17 @@ class Labelling:
     reduced: bool = True
     replaced: Mapping[int, int] = field(default_factory=dict)
     chosen: Mapping[int, int] = field(default_factory=dict)
+    colours: bool = False
 
     def __post_init__(self) -> None:
         most = IGNORED - self.first
         if self.classes > most:
             raise ConfigError(f"label maps have at most {most} classes, for {IGNORED} is ignored; got {self.classes}")
         whole = all(type(number) is int for pair in self.replaced.items() for number in pair)
-        if not whole or (odd := [old for old in self.replaced if not 0 <= old <= HIGHEST]):
+        if not whole or (not self.colours and any(not 0 <= old <= HIGHEST for old in self.replaced)):
             raise ConfigError(
-                f"label_map must be a dict of numbers in the files, 0 … {HIGHEST}, and the labels that they stand for, "
-                f"like {{255: 1}}, got {dict(self.replaced)}"
+                f"label_map must be a dict of numbers in the files, 0 … {HIGHEST}, or colours in 0 … 255, and the "
+                f"labels that they stand for, like {{255: 1}} or {{(128, 0, 0): 1}}, got {dict(self.replaced)}"
             )
         if odd := [new for new in self.replaced.values() if new not in self.allowed]:
             raise ConfigError(f"label_map has the label {odd[0]}; there are {self}")
@@ -82,14 +85,23 @@ class Labelling:
 
     def outside(self, numbers: Iterable[int]) -> list[int]:
         """Those of the numbers that mean nothing."""
+        if self.colours:
+            return [number for number in numbers if number not in self.replaced]
         return [number for number in numbers if self.replaced.get(number, number) not in self.allowed]
 
     def labels(self, values: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
         """(H, W) values of a file and the numbers that occur in it, all of which mean something → uint8 labels,
         0 … n − 1 or IGNORED."""
+        labels = [self.label(number) for number in numbers]
+        if self.colours:
+            return np.array(labels, np.uint8)[np.searchsorted(numbers, values)]
         table = np.zeros(max(numbers) + 1, np.uint8)
-        table[list(numbers)] = [self.label(number) for number in numbers]
+        table[list(numbers)] = labels
         return table[values]
+
+    def named(self, numbers: Iterable[int]) -> str:
+        """Numbers as people read them: "0-149, 255", or colours."""
+        return label_colours.named(numbers) if self.colours else in_ranges(numbers)
 
 
 @dataclass(frozen=True)
@@ -111,30 +123,43 @@ class MapLook:
 def look_at_map(
     path: str | Path, labelling: Labelling, image: Header | None = None, orientation: str = TURNED
 ) -> MapLook:
-    """The rules that a label map has to meet: it can be read, has one channel, the size of its image, and numbers
-    that mean something.
+    """The rules that a label map has to meet: it can be read, has one channel, or colours where the recipe names them,
+    the size of its image, and numbers that mean something.
 
     Args:
         image: what its image is; None where that is unknown.
         orientation: that the image is given in.
     """
     try:
-        values, mode = decode_labels(path)
+        values, mode = decode_labels(path, labelling.colours)
     except UnreadableImage as error:
         return MapLook(faults=((UNREADABLE, f"cannot be read: {error.reason}"),))
     faults = []
     if image is not None and (wrong := other_size(values.shape[1::-1], image, orientation)):
         faults.append((OTHER_SIZE, wrong))
-    channel = _one_channel(values, mode)
+    channel = (label_colours.packed if labelling.colours else _one_channel)(values, mode)
     if channel is None or channel.dtype.kind == "f":
-        what = f"has {values.shape[2]} channels ({mode})" if channel is None else f"has fractions ({mode})"
-        faults.append((NO_MAP, f"{what}: it must hold one label per pixel, no colours; {CURE}"))
+        faults.append((NO_MAP, _no_map(values, mode, labelling)))
         return MapLook(faults=tuple(faults))
     numbers = numbers_in(channel)
     if outside := labelling.outside(numbers):
-        what = f"has label {in_ranges(outside)}; there are {labelling}{_hint(outside, labelling)}"
+        if labelling.colours:
+            what = f"has {labelling.named(outside)}; of colours label_map names {labelling.named(labelling.replaced)}"
+        else:
+            what = f"has label {in_ranges(outside)}; there are {labelling}{_hint(outside, labelling)}"
         faults.append((OUT_OF_RANGE, what))
-    return MapLook(numbers, tuple(faults), values.ndim == 3, channel)
+    return MapLook(numbers, tuple(faults), values.ndim == 3 and not labelling.colours, channel)
+
+
+def _no_map(values: np.ndarray, mode: str, labelling: Labelling) -> str:
+    if labelling.colours:
+        return f"has no colours of 8 bits ({mode}), opaque ones, as label_map names them"
+    if values.ndim == 2:
+        return f"has fractions ({mode}): it must hold one label per pixel, no colours; {CURE}"
+    return (
+        f"has {values.shape[2]} channels ({mode}): it must hold one label per pixel, no colours; {CURE}, or name them, "
+        "label_map={(128, 0, 0): 1, …}"
+    )
 
 
 def _one_channel(values: np.ndarray, mode: str) -> np.ndarray | None:
@@ -170,6 +195,12 @@ def _hint(outside: Sequence[int], labelling: Labelling) -> str:
     return ""
 
 
+def numbers_of_map(values: np.ndarray, mode: str, colours: bool) -> tuple[int, ...] | None:
+    """The numbers of a map as ``decode_labels`` gives it, or its colours as numbers; None where it has neither."""
+    channel = (label_colours.packed if colours else _one_channel)(values, mode)
+    return None if channel is None or channel.dtype.kind == "f" else numbers_in(channel)
+
+
 def numbers_in(values: np.ndarray) -> tuple[int, ...]:
     """The numbers that occur, in order."""
     if values.dtype.kind == "u":
@@ -182,9 +213,9 @@ def unlabelled(numbers: Iterable[int], labelling: Labelling) -> str:
     found = sorted(numbers)
     if any(labelling.label(number) != IGNORED for number in found):
         return ""
-    text = f"not one pixel has a label: the maps hold {in_ranges(found)}, and there are {labelling}"
+    text = f"not one pixel has a label: the maps hold {labelling.named(found)}, and there are {labelling}"
     marks = [number for number in found if number != UNLABELLED]
-    if len(found) == 2 and len(marks) == 1:
+    if len(found) == 2 and len(marks) == 1 and not labelling.colours:
         two = "two classes, background and object, reduce_zero_label=False and "
         text += (
             f"; for masks of 0 and {marks[0]}, where 0 is the background, set "
@@ -256,7 +287,7 @@ def look_over(
     if looks_reduced := reduced_already(numbers, labelling):
         notes.append(f"{told}: {looks_reduced}")
     if absent := sorted(set(labelling.replaced) - numbers):
-        notes.append(f"{told}: label_map replaces {in_ranges(absent)}, which does not occur")
+        notes.append(f"{told}: label_map replaces {labelling.named(absent)}, which does not occur")
     enough = len(chosen) == len(pairs) or len(chosen) >= 10 * labelling.classes
     if enough and not looks_reduced and (missing := never_seen(numbers, labelling)):
         names = ", ".join(str(classes[number - labelling.first]) for number in missing[:5])

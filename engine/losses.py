@@ -68,12 +68,15 @@ class TokenLabelLoss(nn.Module):
             kept: λ, the share of tokens outside the mix-token box: the class token saw λ of its image and 1 − λ of the
                 image's mirror in the batch.
         """
-        own, target, patch_target = targets
+        loss = F.cross_entropy(of_class, self.target_of_class(targets, kept))
+        of_patches = F.cross_entropy(of_patches.flatten(0, 1), targets[2].flatten(0, 1))
+        return self.class_weight * loss + self.patch_weight * of_patches
+
+    def target_of_class(self, targets: tuple[Tensor, Tensor, Tensor], kept: Tensor | float = 1.0) -> Tensor:
+        """What the class token is to say, (B, C); arguments as above."""
+        own, target, _ = targets
         if self.ground_truth:
             agreed = (own.argmax(1) == target.argmax(1))[:, None]
             share = torch.where(agreed, self.agreed_share, self.share)
             target = share * target + (1 - share) * own
-        target = kept * target + (1 - kept) * target.flip(0)
-        loss = F.cross_entropy(of_class, target)
-        of_patches = F.cross_entropy(of_patches.flatten(0, 1), patch_target.flatten(0, 1))
-        return self.class_weight * loss + self.patch_weight * of_patches
+        return kept * target + (1 - kept) * target.flip(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -29,6 +30,14 @@ def resize_map(x: Tensor, size: tuple[int, int]) -> Tensor:
 def resize_position_table(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
     """Absolute position embedding (1, H·W, C) of an old map size → (1, H'·W', C) of a new one, bicubic."""
     return resize_map(table.transpose(1, 2).unflatten(2, old), new).flatten(2).transpose(1, 2)
+
+
+def resize_bias_table(table: Tensor, window_size: int) -> Tensor:
+    """The relative position bias (heads, (2w−1)²) of windows of one size → of those of ``window_size``."""
+    size = ((2 * window_size - 1) ** 2, len(table))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch's, of the way in which timm indexes
+        return resize_rel_pos_bias_table(table.T, (window_size, window_size), size).T.contiguous()
 
 
 def init_linear_layers(module: nn.Module) -> None:
@@ -139,9 +148,7 @@ class WindowAttention(nn.Module):
         self.window_size = window_size
         if self.rb is None:
             return
-        size = ((2 * window_size - 1) ** 2, self.num_heads)
-        table = resize_rel_pos_bias_table(self.rb.T, (window_size, window_size), size)
-        self.rb = nn.Parameter(table.T.contiguous(), self.rb.requires_grad)
+        self.rb = nn.Parameter(resize_bias_table(self.rb, window_size), self.rb.requires_grad)
         self.relative_id = self._relative_id(window_size).to(self.rb.device)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

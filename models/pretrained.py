@@ -100,8 +100,9 @@ def load_pretrained(
 ) -> LoadReport:
     """Loads weights into ``model``; every tensor must be there, fit, be finite and be used.
 
-    Only what a model says it can resize (``adapt_state_dict``: VOLO's position embedding, for another input size) may
-    have another shape, and the position bias of timm's Swin Transformers, which read their authors' files as well.
+    Only what a model says it can resize may have another shape (``adapt_state_dict``: position embeddings for another
+    input size, the position bias for other windows), and the position bias of timm's Swin Transformers, which read
+    their authors' files as well.
 
     Args:
         checkpoint: a file, or its content from ``read_checkpoint``.
@@ -182,8 +183,8 @@ def _kind(tensor: Tensor) -> str:
 
 
 def adapt_state_dict(tensors: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
-    """A state dict fitted to the model where it knows how: VOLO's position embedding to another input size, the bias of
-    timm's Swin Transformers to another window."""
+    """A state dict fitted to the model where it knows how: position embeddings to another input size, the bias of
+    windows, ours and timm's, to another size of theirs."""
     if isinstance(model, SwinTransformer):
         own = model.state_dict()
         tables = {name: value for name, value in tensors.items() if name.endswith(BIAS_TABLE) and name in own}

@@ -6,6 +6,7 @@ One trunk, ``SwinStages``, serves classification (``ELSASwin``) and detection an
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from .layers import (
     PatchMerging,
     WindowBlock,
     init_linear_layers,
+    resize_bias_table,
     resize_map,
     resize_position_table,
     select_stages,
@@ -175,9 +177,31 @@ class SwinStages(nn.Module):
         for stage in self._stages():
             stage.grad_checkpointing = enable
 
+    def adapt_state_dict(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The state dict of a model of other windows, or of another nominal input size, with its tables of position
+        resized to this one's: the bias of windows by Swin Transformer's own way, which timm has, the absolute position
+        embedding bicubically. A table that is no square is left as it is."""
+        own, adapted = self.state_dict(), dict(tensors)
+        for name, table in tensors.items():
+            if (like := own.get(name)) is None or table.shape == like.shape:
+                continue
+            if name.endswith(".rb") and table.ndim == 2 and len(table) == len(like) and _side(table.shape[1]) % 2:
+                adapted[name] = resize_bias_table(table, (_side(like.shape[1]) + 1) // 2)
+            elif name.endswith(".relative_id") and f"{name.removesuffix('relative_id')}rb" in tensors:
+                adapted[name] = like  # follows from the size of the windows
+            elif name == "absolute_pos_embed" and table.ndim == 3 and (side := _side(table.shape[1])):
+                adapted[name] = resize_position_table(table, (side, side), self.patch_embed.grid_size)
+        return adapted
+
     def no_weight_decay(self) -> set[str]:
         """What is exempt from weight decay beside biases and norms. Published recipes do decay rb and ghost_head."""
         return set() if self.absolute_pos_embed is None else {"absolute_pos_embed"}
+
+
+def _side(places: int) -> int:
+    """Of a square of so many places; 0 where it is none."""
+    side = math.isqrt(places)
+    return side if side * side == places else 0
 
 
 class ELSASwin(Intermediates, SwinStages):

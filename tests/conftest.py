@@ -26,7 +26,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=6, help="processes that test_soak.py kills")
+    parser.addoption("--kills", type=int, default=3, help="processes that test_soak.py kills")
     parser.addoption("--soak-seed", type=int, default=0, help="of when and which")
 
 

@@ -1,5 +1,5 @@
 # Mask R-CNN with slim heads on scenes of handwritten digits, from the quick start's classifier: minutes on two cores.
-_base_ = ["_base_/mask_rcnn.py", "_base_/coco.py", "_base_/schedule_1x.py", "_base_/runtime.py"]
+_base_ = ["_base_/mask_rcnn_nano.py", "_base_/coco.py", "_base_/schedule_1x.py", "_base_/runtime.py"]
 embedded = dict(type="digits-coco", root="datasets/digits-coco/")  # drawn where it is not there
 data_root = "datasets/digits-coco/"
 digits = dict(classes=tuple("0123456789"))
@@ -18,21 +18,9 @@ test_pipeline = [
 ]
 model = dict(
     data_preprocessor=normalize,
-    backbone=dict(variant="elsa_swin_nano", drop_path_rate=0.0, pretrained="runs/quickstart/last.safetensors"),
-    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64),
-    rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[6])),
-    roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=64),
-        bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=10),
-        mask_roi_extractor=dict(out_channels=64),
-        mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=64, num_classes=10),
-    ),
-    train_cfg=dict(
-        rpn=dict(sampler=dict(num=128)),
-        rpn_proposal=dict(nms_pre=500, max_per_img=200),
-        rcnn=dict(sampler=dict(num=64)),
-    ),
-    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200), rcnn=dict(max_per_img=50)),
+    backbone=dict(pretrained="runs/quickstart/last.safetensors"),
+    rpn_head=dict(anchor_generator=dict(scales=[6])),
+    roi_head=dict(bbox_head=dict(num_classes=10), mask_head=dict(num_classes=10)),
 )
 _scenes = dict(data_root=data_root, metainfo=digits)
 train_dataloader = dict(

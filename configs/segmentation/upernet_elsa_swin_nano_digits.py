@@ -1,6 +1,6 @@
 # UPerNet with slim heads on scenes of handwritten digits, from the quick start's classifier: 12 minutes on two cores
 # with two processes. Scenes are small here, for speed, and many, for the digits in them overfit soon.
-_base_ = ["_base_/upernet.py", "_base_/ade20k.py", "_base_/schedule_160k.py", "_base_/runtime.py"]
+_base_ = ["_base_/upernet_nano.py", "_base_/ade20k.py", "_base_/schedule_160k.py", "_base_/runtime.py"]
 embedded = dict(type="digits-ade", root="datasets/digits-ade/", train=3200)  # drawn where it is not there
 data_root = "datasets/digits-ade/"
 digits = dict(
@@ -35,11 +35,9 @@ tta_pipeline = [
 balanced = dict(_delete_=True, type="ClassWeightedLoss", class_weight=[*[1.0] * 10, 0.2])
 model = dict(
     data_preprocessor=dict(mean=[76.5, 76.5, 76.5], std=[89.25, 89.25, 89.25], size=(96, 96)),
-    backbone=dict(variant="elsa_swin_nano", drop_path_rate=0.0, pretrained="runs/quickstart/last.safetensors"),
-    decode_head=dict(
-        in_channels=[32, 64, 128, 256], channels=64, num_classes=11, dropout_ratio=0.0, loss_decode=balanced
-    ),
-    auxiliary_head=dict(in_channels=128, channels=64, num_classes=11, dropout_ratio=0.0, loss_decode=balanced),
+    backbone=dict(pretrained="runs/quickstart/last.safetensors"),
+    decode_head=dict(num_classes=11, loss_decode=balanced),
+    auxiliary_head=dict(num_classes=11, loss_decode=balanced),
     test_cfg=dict(crop_size=(96, 96), stride=(64, 64)),
 )
 _scenes = dict(type="CheckedMapsDataset", data_root=data_root, metainfo=digits)

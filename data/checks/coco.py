@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from elsa.core import DataError
 
 from ..annotation_rules import ADVICE, MENDED, WITHOUT_AREA, Fault
 from ..annotations import LISTS, Annotations
@@ -20,6 +24,21 @@ FLAWED_IMAGES = {200_365, 550_395}
 HINT = "; --classes N for another data set"
 
 
+@dataclass(frozen=True)
+class CocoPlace:
+    """Where a split of annotated images lies.
+
+    Attributes:
+        file: with the annotations; images: the folder that its names begin at.
+        classes: that are to be found in it; none: any. names: class → its name in the file, as in a recipe.
+    """
+
+    file: Path
+    images: Path
+    classes: tuple[str, ...] = ()
+    names: Mapping[str, str] | None = None
+
+
 def check_coco(
     root: str | Path,
     classes: int | None = None,
@@ -27,6 +46,8 @@ def check_coco(
     fast: bool = False,
     workers: int = 0,
     progress: Progress = silent,
+    masks: bool = True,
+    places: Mapping[str, CocoPlace] | None = None,
 ) -> Report:
     """Checks ``root/{train,val}2017/*`` against ``root/annotations/instances_{train,val}2017.json``.
 
@@ -34,6 +55,8 @@ def check_coco(
         classes: how many there are; None: COCO's 80 under their published ids, with as many images and annotations as
             published, if the file is COCO by its description or its category names.
         fast: sizes of images only, without decoding.
+        masks: whether every object needs one.
+        places: split → where it lies, where that is elsewhere.
 
     Raises:
         DataError: no such folder.
@@ -43,9 +66,10 @@ def check_coco(
     report = Report("coco", str(root))
     categories: dict[str, dict[Any, str]] = {}
     for split in splits:
-        file = root / "annotations" / f"instances_{split}2017.json"
-        told = partial(progress, description=f"{split} annotations")
-        found = Annotations(file, progress=lambda entries, told=told: told(entries, len(entries)))  # type: ignore[misc]
+        usual = CocoPlace(root / "annotations" / f"instances_{split}2017.json", root / f"{split}2017")
+        place = places[split] if places else usual
+        file, told = place.file, partial(progress, description=f"{split} annotations")
+        found = Annotations(file, masks, lambda entries, told=told: told(entries, len(entries)))  # type: ignore[misc]
         if not found.content:
             report.add(found.faults[0].kind, file, found.faults[0].detail)
             continue
@@ -53,19 +77,28 @@ def check_coco(
             report.counts[f"{split} {name}"] = len(found.content[name])
         categories[split] = {entry["id"]: entry["name"] for entry in found.categories}
         description = _description(found.content)
-        is_coco = classes is None and _is_coco(description, categories[split])
+        is_coco = classes is None and not place.classes and _is_coco(description, categories[split])
         wanted = classes or (len(CATEGORIES) if is_coco else None)
-        if wanted is not None:
+        if place.classes:
+            _check_classes(report, found, place)
+        elif wanted is not None:
             report.expect("number of categories", file, len(categories[split]), wanted)
         if is_coco:
             _compare_with_published(report, file, split, found, categories[split])
-        elif classes is None:
+        elif classes is None and not place.classes:
             report.notes.append(f"{split}: {_name_of_other(description, categories[split])}")
         _report_faults(report, split, found, FLAWED_IMAGES if is_coco else set())
-        _check_images(report, root / f"{split}2017", split, found.images, fast, workers, progress)
-    if len(categories) == 2:
+        _check_images(report, place.images, split, found.images, fast, workers, progress)
+    if len(categories) == 2 and not places:
         _compare_categories(report, root / "annotations", categories["train"], categories["val"])
     return report
+
+
+def _check_classes(report: Report, found: Annotations, place: CocoPlace) -> None:
+    try:
+        found.category_ids(place.classes, place.names)
+    except DataError as error:
+        report.add("class that the file has not", place.file, str(error))
 
 
 def _report_faults(report: Report, split: str, found: Annotations, flawed_images: set[int]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -28,10 +29,12 @@ def check_imagenet(
     fast: bool = False,
     workers: int = 0,
     progress: Progress = silent,
+    names: Mapping[str, str] | None = None,
 ) -> Report:
     """Checks ``root/SPLIT/CLASS/**/IMAGE`` or ``root/SPLIT.tar``.
 
     Args:
+        names: split → what it is called, where that is otherwise.
         classes: how many there are; None: 1000, with as many images as published, if the folders have WordNet names.
         fast: sizes only, without decoding.
 
@@ -44,7 +47,7 @@ def check_imagenet(
     found: dict[str, set[str]] = {}
     numbers: dict[str, int] = {}
     for split in splits:
-        path = find_split(root, split)
+        path = find_split(root, (names or {}).get(split, split))
         if path is None:
             report.add("split missing", root / split, f"{root} has no folder and no .tar file of that name")
         elif path.suffix == ".tar":

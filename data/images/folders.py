@@ -20,7 +20,7 @@ from ..flat import Integers, Texts
 from ..listing import endings, files_in, folders_in, is_hidden, names_below
 from .classes import Classes, order_classes
 
-SPLIT_NAMES = (("train", "training"), ("val", "validation", "eval", "evaluation"), ("test", "testing"))
+SPLIT_NAMES = (("train", "training"), ("val", "validation", "valid", "eval", "evaluation"), ("test", "testing"))
 
 
 class ListedFiles:
@@ -240,7 +240,7 @@ def check_root(root: Path, option: str) -> None:
 
 def find_split(root: Path, split: str) -> Path | None:
     """The folder or tar file of a split, under any of its usual names; None where there is none."""
-    for name in _split_names(split):
+    for name in split_names(split):
         for path, is_there in ((root / name, Path.is_dir), (root / f"{name}.tar", Path.is_file)):
             with suppress(OSError, ValueError):  # names that no file can have
                 if is_there(path):
@@ -255,10 +255,11 @@ def _split_path(root: Path, split: str) -> Path:
         there = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
     except OSError as error:
         raise DataError(f"DATA.ROOT {root} cannot be entered: {error.strerror}") from error
-    choices = " or ".join(_split_names(split))
+    choices = " or ".join(split_names(split))
     raise DataError(f"DATA.ROOT {root} has no folder (nor .tar file) {choices}; it holds {there}")
 
 
-def _split_names(split: str) -> list[str]:
+def split_names(split: str) -> list[str]:
+    """What a split may be called, its own name first."""
     synonyms = next((group for group in SPLIT_NAMES if split in group), (split,))
     return list(dict.fromkeys((split, *synonyms)))

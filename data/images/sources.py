@@ -1,4 +1,4 @@
-"""Where images come from: a folder, a tar file, or one of timm's readers, all checked before any work."""
+"""Where images come from: a folder, a tar file, a list, or one of timm's readers, all checked before any work."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from elsa.core import ConfigError, DataError
 from ..decode import BECAUSE, UnreadableImage, decode
 from ..embedded.digits import write_digits
 from .folders import open_folders
+from .lists import open_lists
 from .readers import PREFIXES, check_label, open_reader
 from .shards import ShardImages
 
@@ -117,9 +118,14 @@ def open_splits(config: CfgNode, *names: str) -> list[Source | IterableDataset]:
                 raise ConfigError(f"DATA.{key} {data[key]} has no effect with DATA.DATASET {data.DATASET}: write ''")
         opened = open_folders(Path(data.ROOT), data.TRAIN_SPLIT, data.VAL_SPLIT, names, data.CLASSES, count)
         return [Source(items, mode, classes.names, True, classes.open) for items, classes in opened]
+    if data.DATASET == "list":
+        lists = {"train": data.TRAIN_SPLIT, "val": data.VAL_SPLIT}
+        keys = data.IMAGE_KEY, data.LABEL_KEY
+        found = open_lists(Path(data.ROOT), lists, names, data.CLASSES, count, *keys)
+        return [Source(items, mode, classes.names, True, classes.open) for items, classes in found]
     if not slash or prefix not in PREFIXES:
         raise DataError(
-            f"DATA.DATASET {data.DATASET!r} must be folder, digits, or torch/NAME, hfds/NAME, wds/NAME, "
+            f"DATA.DATASET {data.DATASET!r} must be folder, list, digits, or torch/NAME, hfds/NAME, wds/NAME, "
             "hfids/NAME, tfds/NAME"
         )
     if data.CLASSES:

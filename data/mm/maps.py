@@ -17,6 +17,7 @@ from mmseg.evaluation import IoUMetric
 from elsa.core import ConfigError, DataError, logger
 
 from ..decode import STORED, TURNED, Header, UnreadableImage
+from ..label_colours import read_label_map
 from ..label_maps import OTHER_SIZE, UNREADABLE, Labelling, header_of, look_at_map, look_over
 from ..pairs import find_pairs
 from .decoding import DecodeImage
@@ -29,7 +30,8 @@ class PairedMaps(BaseSegDataset):
 
     In ADE20K's form, ``reduce_zero_label=True``, 0 is unlabelled in the files and 1 … n are the classes; with
     ``reduce_zero_label=False`` they are 0 … n − 1. 255 is ignored. ``metainfo`` may have ``label_map``, numbers in the
-    files and those that they stand for: ``{255: 1}`` for masks of 0 and 255.
+    files and those that they stand for: ``{255: 1}`` for masks of 0 and 255; or colours and what they stand for, all
+    that occur: ``{(0, 0, 0): 255, (128, 0, 0): 0}``.
 
     Args:
         img_suffix, seg_map_suffix: what the names of images and maps end with; None: the endings of all images that can
@@ -53,9 +55,8 @@ class PairedMaps(BaseSegDataset):
         **arguments: Any,
     ) -> None:
         facts = dict(metainfo or {})
-        self.look, replaced = look, facts.pop("label_map", None) or {}
-        # A recipe that a checkpoint holds has words for keys.
-        self.replaced = {int(old) if str(old).isdecimal() else old: new for old, new in dict(replaced).items()}
+        self.look = look
+        self.replaced, self.colours = read_label_map(facts.pop("label_map", None))
         given = dict(img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, reduce_zero_label=reduce_zero_label)
         super().__init__(metainfo=facts, **given, **arguments)
 
@@ -65,7 +66,7 @@ class PairedMaps(BaseSegDataset):
         own, known = self.metainfo.get("classes") or (), self.METAINFO.get("classes")
         if not own or len(set(own)) < len(own):
             raise ConfigError(f"metainfo.classes must name each class once, got {list(own)}")
-        return Labelling(len(known or own), self.reduce_zero_label, self.replaced, self.label_map or {})
+        return Labelling(len(known or own), self.reduce_zero_label, self.replaced, self.label_map or {}, self.colours)
 
     def full_init(self) -> None:
         if self._fully_initialized:

@@ -359,3 +359,60 @@ def test_the_map_moves_with_its_image(pair, opened):
     assert labels.shape == (12, 16)
     assert np.array_equal(item["inputs"][0].numpy() == 255, labels == 1)
     assert item["data_samples"].reduce_zero_label
+
+
+# ---- colours ---------------------------------------------------------------------------------------------------------
+
+SHADES = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]], np.uint8)
+COLOURS = {(128, 0, 0): 0, (0, 128, 0): 1, (128, 128, 0): 2, (0, 0, 0): 255}
+
+
+def coloured(mode="RGB"):
+    """LABELS as a picture whose colours count."""
+    if mode == "P":
+        picture = Image.fromarray(3 - LABELS, "P")
+        picture.putpalette(SHADES[::-1].tobytes())
+        return picture
+    return Image.fromarray(SHADES[LABELS]).convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "RGBA"])
+def test_colours_stand_for_classes(pair, opened, mode):
+    """Whatever numbers a palette has; training, the check, and a recipe that a checkpoint holds read them alike."""
+    pair(coloured(mode))
+    expected = np.where(LABELS == 0, IGNORED, LABELS - 1)
+    for written in (COLOURS, {str(colour): label for colour, label in COLOURS.items()}):
+        dataset = opened(reduce_zero_label=False, metainfo=dict(label_map=written))
+        assert np.array_equal(loaded(dataset), expected)
+        assert not kinds(pair.root, reduced=False, replaced=written)
+    reduced = {(0, 0, 0): 0, (128, 0, 0): 1, (0, 128, 0): 2, (128, 128, 0): 3}
+    assert np.array_equal(loaded(opened(metainfo=dict(label_map=reduced))), expected)
+
+
+def test_a_colour_without_a_class_is_refused_by_name(pair, opened):
+    pair(coloured())
+    without = {colour: label for colour, label in COLOURS.items() if colour != (0, 128, 0)}
+    with pytest.raises(DataError, match=r"a\.png has \(0, 128, 0\); of colours label_map names \(0, 0, 0\), "):
+        opened(reduce_zero_label=False, metainfo=dict(label_map=without))
+    assert "label out of range" in kinds(pair.root, reduced=False, replaced=without)
+
+
+def test_colours_without_a_label_map_say_how_to_name_them(pair, opened):
+    pair(coloured())
+    with pytest.raises(DataError, match=r"no colours; .*label_map=\{\(128, 0, 0\): 1, …\}"):
+        opened()
+
+
+def test_what_has_no_opaque_colours(pair, opened):
+    picture = coloured("RGBA")
+    picture.putpixel((0, 0), (0, 0, 0, 7))
+    pair(picture)
+    with pytest.raises(DataError, match=r"no colours of 8 bits \(RGBA\), opaque ones"):
+        opened(reduce_zero_label=False, metainfo=dict(label_map=COLOURS))
+
+
+@pytest.mark.parametrize("wrong", [{(0, 0, 0): 0, 1: 1}, {(0, 0, 300): 1}, {(0, 0): 1}, {"0,0": 1}, {(0, 0, 0): 9}])
+def test_colours_that_make_no_labels(pair, opened, wrong):
+    pair()
+    with pytest.raises(ConfigError, match="label_map"):
+        opened(reduce_zero_label=False, metainfo=dict(label_map=wrong))

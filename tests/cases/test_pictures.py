@@ -47,7 +47,8 @@ NAMES = {
 
 @pytest.fixture(autouse=True)
 def silent():
-    with warnings.catch_warnings(action="error", category=UserWarning):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
         yield
 
 

@@ -27,6 +27,14 @@ def test_models_that_lack_usual_arguments(config, name):
     assert network.get_classifier().weight.shape[0] == 3
 
 
+def test_what_is_left_out_is_said(config, monkeypatch):
+    said = []
+    monkeypatch.setattr("elsa.tools.tasks.networks.logger.info", lambda form, *words: said.append(form % words))
+    create_network(config("MODEL.NAME=densenet121"))
+    create_network(config("MODEL.NAME=elsa_swin_nano"))
+    assert said == [f"densenet121 has no argument {name}: left out" for name in ("img_size", "drop_path_rate")]
+
+
 def test_a_value_that_the_model_cannot_take(config):
     with pytest.raises(ConfigError, match=r"densenet121 has no drop_path_rate: MODEL\.DROP_PATH must be 0"):
         create_network(config("MODEL.NAME=densenet121", "MODEL.DROP_PATH=0.1"))

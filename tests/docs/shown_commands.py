@@ -98,8 +98,8 @@ def mistakes(command: Command) -> list[str]:
     words = list(command.words)
     first = next((word for word in words if not word.startswith("-")), "")
     known = flags(command.verb)
-    if command.verb == "benchmark":
-        known = flags("benchmark", first) | known
+    if command.verb == "benchmark" or (command.verb, first) == ("visualize", "data"):
+        known = flags(command.verb, first) | known
     if command.verb == "launch":  # what it does not know itself it hands on
         known |= flags("train")
     found = [f"no option {word}" for word in words if _flag(word) and word.split("=")[0] not in known]

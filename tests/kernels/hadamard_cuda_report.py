@@ -6,12 +6,11 @@ python tests/kernels/hadamard_cuda_report.py --check  # also exit 1 on what cuda
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
 
-from cuda_report import DEVICES, TYPE_NAMES, UNITS, Kernel, compile_all, occupancy, problems, run_shapes
+from cuda_report import DEVICES, TYPE_NAMES, UNITS, Kernel, all_kernels, occupancy, options, problems, run_shapes
 
 THREADS = 256
 ROLES = {"convolve_kernel": "forward, dpacked", "weight_gradient_kernel": "dweight, dbias"}
@@ -71,16 +70,13 @@ def more_problems(kernels: list[Kernel]) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="exit 1 where a kernel breaks a rule")
-    parser.add_argument("--jobs", type=int, default=2)
-    arguments = parser.parse_args()
+    arguments = options(__doc__.splitlines()[0])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shared = {}
         for kind, kernel_size, width, kernel_name, size in map(str.split, run_shapes("hadamard_cuda_shapes", folder)):
             shared[kind, kernel_size, width, f"{kernel_name}_kernel"] = int(size)
-        kernels = compile_all("hadamard", arguments.jobs, folder)
+        kernels = all_kernels("hadamard", arguments, folder)
     print_table(kernels, shared)
     print_bytes()
     found = [*problems(kernels, expected=12), *more_problems(kernels)]  # three kernel sizes × two widths × two kernels

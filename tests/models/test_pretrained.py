@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers import resize_rel_pos_bias_table
 from torch import nn
 
 from elsa.models import CheckpointError, load_pretrained, read_checkpoint
@@ -396,3 +397,52 @@ def test_dictionary_without_weights():
         load_pretrained(tiny_model(), {"epoch": 3, "optimizer": {}})
     with pytest.raises(CheckpointError, match=r"no tensors.*note"):
         load_pretrained(tiny_model(), {"state_dict": {**tiny_model().state_dict(), "note": "best"}})
+
+
+# ---- other windows, other sizes
+
+
+def elsa_swin(window=7, size=224, **changes):
+    torch.manual_seed(1)
+    small = dict(num_classes=3, depths=(1, 1, 1, 2), embed_dim=8, num_heads=(1, 1, 1, 2), elsa_kernel=3)
+    return timm.create_model("elsa_swin_nano", **{**small, **changes}, window_size=window, img_size=size).eval()
+
+
+def test_elsa_swin_at_384_pixels_starts_from_weights_of_224():
+    """Windows of 12 for windows of 7: as the classifier itself would be given larger windows, and as timm does it."""
+    source, model, image = elsa_swin(), elsa_swin(12, 384), torch.randn(2, 3, 384, 384)
+    with torch.no_grad():
+        for block in source.layers[3].blocks:
+            block.attn.rb.normal_()
+    table = source.layers[3].blocks[0].attn.rb.detach().clone()
+    report = load_pretrained(model, {"state_dict": source.state_dict()})
+    assert "layers.3.blocks.0.attn.rb 2×169 → 2×529" in report.resized
+    timms = resize_rel_pos_bias_table(table.flip(1).T, (12, 12), (529, 2))
+    torch.testing.assert_close(model.layers[3].blocks[0].attn.rb, timms.T.flip(1), atol=1e-5, rtol=1e-5)
+    middle = model.layers[3].blocks[0].attn.rb[:, 529 // 2]
+    torch.testing.assert_close(middle, table[:, 169 // 2], atol=1e-5, rtol=1e-5)  # no distance stays no distance
+    source.set_input_size(384, window_size=12)
+    with torch.no_grad():
+        assert torch.equal(model(image), source(image))
+
+
+def test_windows_of_one_size_are_loaded_as_they_are():
+    source, model = elsa_swin(), elsa_swin(size=384)
+    assert load_pretrained(model, {"state_dict": source.state_dict()}).resized == ()
+    assert same_weights(source, model)
+
+
+def test_a_position_embedding_for_another_size():
+    source, model = elsa_swin(ape=True), elsa_swin(12, 384, ape=True)
+    report = load_pretrained(model, {"state_dict": source.state_dict()})
+    assert "absolute_pos_embed 1×3136×8 → 1×9216×8" in report.resized
+    grid = source.absolute_pos_embed.detach().reshape(1, 56, 56, 8).permute(0, 3, 1, 2)
+    expected = nn.functional.interpolate(grid, (96, 96), mode="bicubic").flatten(2).transpose(1, 2)
+    torch.testing.assert_close(model.absolute_pos_embed.detach(), expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 169), (2, 168), (2, 144)])
+def test_a_bias_that_is_no_table_of_windows_is_no_fit(shape):
+    state = {**elsa_swin().state_dict(), "layers.3.blocks.1.attn.rb": torch.zeros(shape)}
+    with pytest.raises(CheckpointError, match=re.escape(f"layers.3.blocks.1.attn.rb is {shape}, the model has")):
+        load_pretrained(elsa_swin(12, 384), {"state_dict": state})

@@ -12,6 +12,8 @@ import pytest
 from elsa.data import write_digits_ade, write_digits_coco
 from elsa.data.checks import report as report_module
 
+DIGITS = tuple("0123456789")
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
@@ -57,9 +59,79 @@ def test_the_other_data_sets(tool, images, tmp_path):
     assert tool("check_data", "ade20k", ade, "--classes", 10).code == 1
 
 
+def test_the_data_of_a_recipe_of_classification(tool, config, images, tmp_path):
+    """What the recipe says counts: its number of classes, its lists."""
+    assert tool("check_data", config).code == 0
+    outcome = tool("check_data", config, "--set", "MODEL.NUM_CLASSES=5")
+    assert outcome.code == 1
+    assert "number of classes: 2" in outcome.out
+    rows = [f"{path.relative_to(images)},{path.parent.name}" for path in sorted(images.glob("train/*/*.png"))]
+    for name, some in (("mine", rows[::2]), ("others", rows[1::2])):
+        (tmp_path / f"{name}.csv").write_text("\n".join(["image,label", *some]))
+    lists = [f"DATA.{split}_SPLIT={tmp_path}/{name}.csv" for split, name in (("TRAIN", "mine"), ("VAL", "others"))]
+    outcome = tool("check_data", config, "--set", "DATA.DATASET=list", *lists)
+    assert outcome.code == 0, outcome.out
+    assert "train images: 24\n" in outcome.out and "val classes: 4\n" in outcome.out
+    (tmp_path / "others.csv").write_text("\n".join(["image,label", *rows[:1], *rows[:1], "train/class0/no.png,class0"]))
+    outcome = tool("check_data", config, "--set", "DATA.DATASET=list", *lists)
+    assert outcome.code == 1
+    for finding in ("image missing: 1", "image listed more than once: 1", "image in both lists: 1"):
+        assert finding in outcome.out
+
+
+def test_the_data_of_a_detector(tool, detector, coco, tmp_path):
+    assert tool("check_data", detector).code == 0
+    copy = shutil.copytree(coco, tmp_path / "boxes")
+    for file in (copy / "annotations").iterdir():
+        content = json.loads(file.read_text())
+        for entry in content["annotations"]:
+            del entry["segmentation"]
+        file.write_text(json.dumps(content))
+    outcome = tool("check_data", "coco", copy, "--classes", 10)
+    assert outcome.code == 1 and "mask" in outcome.out
+    assert tool("check_data", "coco", copy, "--classes", 10, "--boxes").code == 0
+    detector.write_text(detector.read_text().replace(f"{coco}/", f"{copy}/"))
+    assert tool("check_data", detector).code == 1
+    detector.write_text(detector.read_text().replace("mask_rcnn_elsa_swin_nano_digits", "faster_rcnn_elsa_swin_nano"))
+    names = "\n_own = dict(metainfo=dict(classes={0}))\ntrain_dataloader['dataset']['dataset'].update(_own)\n"
+    names += "val_dataloader['dataset'].update(_own)\n"
+    text = detector.read_text()
+    detector.write_text(text + names.format(DIGITS))
+    outcome = tool("check_data", detector)
+    assert outcome.code == 0, outcome.out
+    detector.write_text(text + names.format(("0", "11")))
+    outcome = tool("check_data", detector)
+    assert outcome.code == 1
+    assert "class that the file has not: 2" in outcome.out and "lacks 1 of 2 classes, '11'" in outcome.out
+
+
+def test_the_data_of_a_segmentor(tool, segmentor):
+    outcome = tool("check_data", segmentor)
+    assert outcome.code == 0, outcome.out
+    segmentor.write_text(segmentor.read_text() + "val_dataloader['dataset']['reduce_zero_label'] = False\n")
+    outcome = tool("check_data", segmentor)
+    assert outcome.code == 1
+    assert "label out of range" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (["ROOT"], "ROOT has no effect"),
+        (["--classes", "4"], "--classes has no effect: the recipe"),
+        (["--set", "DATA.DATASET=torch/x"], "DATA.DATASET torch/x is not checked"),
+        (["--set", "DATA.ROOT=/nowhere"], "/nowhere does not exist"),
+    ],
+)
+def test_a_recipe_says_what_its_data_are(tool, refused, config, options, part):
+    refused(tool("check_data", config, *options), part)
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
+        (["imagenet", "ROOT", "--boxes"], "--boxes is of objects"),
+        (["coco", "ROOT", "--set", "a=1"], "--set is of a recipe"),
         (["coco", "ROOT/nowhere"], "nowhere does not exist"),
         (["coco", "ROOT/file"], "file is not a folder"),
         (["cocoa", "ROOT"], "invalid choice: 'cocoa'"),

@@ -51,12 +51,28 @@ def example(height: int, width: int) -> dict:
 
 
 def test_all_are_there():
-    """Both schedules of the published detectors and their baselines; ELSA-VOLO D1 to D3 with one."""
+    """Both schedules of the published detectors and their baselines; those of boxes alone and ELSA-VOLO D1 to D3 with
+    one."""
     published = {f"{name}_{schedule}" for name in PARAMETERS for schedule in ("1x", "3x")}
-    assert set(CONFIGS) == published | {f"mask_rcnn_elsa_volo_d{size}_1x" for size in (1, 2, 3)}
+    boxes = {f"{kind}_rcnn_elsa_swin_{size}_1x" for kind in ("faster", "cascade") for size in ("tiny", "small")}
+    assert set(CONFIGS) == published | boxes | {f"mask_rcnn_elsa_volo_d{size}_1x" for size in (1, 2, 3)}
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name.endswith("1x")])
+SMALL_BOXES = ["faster_rcnn_elsa_swin_small_1x", "cascade_rcnn_elsa_swin_small_1x"]
+NANO = ["faster_rcnn_elsa_swin_nano", "mask_rcnn_elsa_swin_nano"]
+
+
+@pytest.mark.parametrize("name", SMALL_BOXES)
+def test_detectors_of_boxes_differ_in_the_backbone_alone(name):
+    small, tiny = load(name), load(name.replace("small", "tiny"))
+    assert (small.model.backbone.variant, tiny.model.backbone.variant) == ("elsa_swin_small", "elsa_swin_tiny")
+    small.model.backbone.variant, small.model.backbone.pretrained = "elsa_swin_tiny", tiny.model.backbone.pretrained
+    assert small.to_dict() == tiny.to_dict()
+
+
+@pytest.mark.parametrize(
+    "name", [*(name for name in CONFIGS if name.endswith("1x") and name not in SMALL_BOXES), *NANO]
+)
 def test_it_builds_learns_and_predicts(name, plain_norms):
     config, longer = load(name), name.replace("_1x", "_3x")
     if longer in CONFIGS:
@@ -72,14 +88,19 @@ def test_it_builds_learns_and_predicts(name, plain_norms):
     optimizer = build_optim_wrapper(model, {**wrapper, "paramwise_cfg": config.optim_wrapper.paramwise_cfg})
     first = next(block for block in model.backbone.modules() if isinstance(block, (ELSABlock, WindowBlock)))
     before = first.mlp.fc1.weight.detach().clone()
-    losses = model.train().train_step(example(64, 96), optimizer)
+    masks, batch = "mask_" in name, example(64, 96)
+    if not masks:
+        del batch["data_samples"][0].gt_instances.masks
+    losses = model.train().train_step(batch, optimizer)
     assert all(torch.isfinite(torch.as_tensor(value)).all() for value in losses.values())
     assert losses["loss"] > 0
     assert not torch.equal(before, first.mlp.fc1.weight)
     with torch.no_grad():
         found = model.eval().test_step(example(64, 96))[0].pred_instances
-    assert found.masks.shape[1:] == (64, 96)
-    assert len(found.bboxes) == len(found.scores) == len(found.masks)
+    assert len(found.bboxes) == len(found.scores)
+    assert ("masks" in found) == masks == any("mask" in key for key in losses)
+    if masks:
+        assert found.masks.shape == (len(found.bboxes), 64, 96)
 
     exempt = {id(p) for group in optimizer.optimizer.param_groups if not group["weight_decay"] for p in group["params"]}
     undecayed = {key for key, parameter in model.named_parameters() if id(parameter) in exempt}
@@ -110,6 +131,25 @@ def test_the_recipe_is_the_published_one(schedule, epochs, steps):
     assert sides[1][1].crop_size == (384, 600)
     assert config.test_pipeline[1].scale == (1333, 800)
     assert config.model.train_cfg.rpn_proposal.min_bbox_size == config.model.test_cfg.rpn.min_bbox_size == -1
+
+
+@pytest.mark.parametrize("kind", ["faster", "cascade"])
+def test_boxes_alone_are_the_recipe_with_masks_but_for_the_masks(kind):
+    boxes = load(f"{kind}_rcnn_elsa_swin_tiny_1x")
+    whole = load(f"{'cascade_mask' if kind == 'cascade' else 'mask'}_rcnn_elsa_swin_tiny_1x")
+    assert (boxes.model.roi_head.mask_head, boxes.val_evaluator.metric) == (None, ["bbox"])
+    for split in ("train", "test"):
+        own, theirs = (config[f"{split}_pipeline"] for config in (boxes, whole))
+        assert [step for step in own if step.type != "LoadAnnotations"] == [
+            step for step in theirs if step.type != "LoadAnnotations"
+        ]
+        assert [step for step in own if step.type == "LoadAnnotations"] == [
+            dict(type="LoadAnnotations", with_bbox=True)
+        ]
+    assert boxes.train_dataloader.dataset.dataset.pipeline == boxes.train_pipeline
+    assert boxes.test_dataloader.dataset.pipeline == boxes.test_pipeline
+    for name in ("optim_wrapper", "param_scheduler", "train_cfg", "global_batch", "run"):
+        assert boxes[name] == whole[name]
 
 
 def test_cascade_heads_are_the_published_ones():

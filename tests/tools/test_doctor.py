@@ -111,7 +111,10 @@ def test_the_data_of_a_classifier(images, tmp_path):
     assert found.level == PROBLEM and found.text.startswith(f"DATA.ROOT {tmp_path / 'none'} does not exist")
     assert found.cure == "elsa doctor elsa_swin_tiny --set DATA.ROOT=FOLDER"
     wrong = list(recipe.data(Case("elsa_swin_tiny", (f"DATA.ROOT={images}",))))[-1]
-    assert (wrong.level, wrong.cure) == (PROBLEM, f"elsa check_data imagenet {images}")  # 4 classes of 1000
+    assert (wrong.level, wrong.cure) == (
+        PROBLEM,
+        f"elsa check_data elsa_swin_tiny --set DATA.ROOT={images}",
+    )  # 4 classes of 1000
     case = Case("elsa_swin_tiny", (f"DATA.ROOT={images}", "MODEL.NUM_CLASSES=4"))
     assert list(recipe.data(case))[-1].level == OK
     found = only(recipe.reading, case)
@@ -134,7 +137,7 @@ def test_the_data_of_a_detector(write_coco, tmp_path):
     assert list(recipe.data(Case(name, (f"data_root={root}/",))))[-1].level == OK
     shutil.rmtree(root / "val2017")
     found = list(recipe.data(Case(name, (f"data_root={root}/",))))[-1]
-    assert (found.level, found.cure) == (PROBLEM, f"elsa check_data coco {root}")
+    assert (found.level, found.cure) == (PROBLEM, f"elsa check_data {name} --set data_root={root}/")
     assert found.text.startswith(f"val_dataloader.dataset.data_prefix.img {root}/val2017 does not exist")
 
 

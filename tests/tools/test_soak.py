@@ -82,8 +82,9 @@ def kill_one(one, chance: random.Random, moment: float) -> bool:
 
 
 def share(kills: int, name: str) -> int:
-    """Of all kills those of one kind of run."""
-    kinds = [f"{task} {how}" for how in HOWS for task in PARALLEL]
+    """Of all kills those of one kind of run; the first three are of three tasks in three ways."""
+    hows = list(HOWS)
+    kinds = [f"{task} {hows[(at + turn) % len(hows)]}" for turn in range(len(hows)) for at, task in enumerate(PARALLEL)]
     return len(range(kinds.index(name), kills, len(kinds)))
 
 

@@ -48,18 +48,19 @@ from elsa.engine import (
     read_options,
     restore_recipe,
 )
-from elsa.models import load_pretrained, read_checkpoint
 
-from .checkpoints import class_names, in_short
+from .checkpoints import in_short
 from .classifier_evaluation import OPTIONS, evaluate_checkpoint
 from .classifier_plan import as_planned, batch_wish, classifier_outlook, memory_of, plan_of
 from .command import find_images
 from .gallery import ClassifierGallery
-from .networks import build_model, open_data, start_from_pretrained, token_grid
+from .networks import build_model, load_classifier, open_data, start_from_pretrained, token_grid
 from .outlook import Outlook
 from .pictures import class_text, draw_grid, told
 from .planning import settle_here
 from .training import Training, train
+from .visualize.classifier import look_at_classifier
+from .visualize.sheet import show_batches
 
 MOST_DRAWN = 100
 
@@ -93,6 +94,12 @@ class Classification:
 
     def predict(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
         classify_images(recipe.config, args, runtime)
+
+    def visualize(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
+        look_at_classifier(recipe.config, args, runtime)
+
+    def show_data(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
+        show_batches(recipe.config, args, runtime)
 
     def outlook(self, recipe: Recipe, args: argparse.Namespace) -> Outlook:
         return classifier_outlook(recipe, args)
@@ -221,12 +228,7 @@ def classify_images(config: CfgNode, args: argparse.Namespace, runtime: Runtime)
         raise ConfigError(f"--top must be between 1 and MODEL.NUM_CLASSES {classes}, got {top}")
     check_writable(args.output)
     paths = find_images(args.images)
-    content = read_checkpoint(args.checkpoint, args.trust_checkpoint)
-    model = build_model(config)
-    logger.info("%s: %s", args.checkpoint, load_pretrained(model, content, weights=config.EVAL.WEIGHTS))
-    names = class_names(content) or [str(number) for number in range(classes)]
-    if len(names) != classes:
-        raise ConfigError(f"{args.checkpoint} names {len(names)} classes, but MODEL.NUM_CLASSES is {classes}")
+    model, names = load_classifier(config, args.checkpoint, args.trust_checkpoint)
     told_of = dict(classify(model.to(runtime.device).eval(), config, paths, runtime.device, top))
     rows = [(path, told_of[path]) for path in paths if not isinstance(told_of[path], str)]
     if not rows:

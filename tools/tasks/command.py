@@ -49,6 +49,10 @@ class Task(Protocol):
 
     def predict(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None: ...
 
+    def visualize(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None: ...
+
+    def show_data(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None: ...
+
     def outlook(self, recipe: Recipe, args: argparse.Namespace) -> Outlook: ...
 
 
@@ -101,6 +105,7 @@ def parse(
     if {"-h", "--help"} & set(sys.argv[1:]):
         _add_all_options(verb, arguments)
     known, _ = arguments.parse_known_intermixed_args()
+    _leave_out_config(known)
     if known.config is not None:
         path = find_recipe(known.config)
         task, recipe = read(path, known.overrides)
@@ -112,6 +117,7 @@ def parse(
     for flag, options in task.options.get(verb, []):
         arguments.add_argument(flag, **options)
     args, rest = arguments.parse_known_intermixed_args()
+    _leave_out_config(args)
     if rest:
         raise ConfigError(_unknown_option(rest[0], verb, task, arguments))
     if args.print_config:
@@ -121,6 +127,13 @@ def parse(
     if "checkpoint" in args:
         args.checkpoint = checkpoint_file(args.checkpoint)
     return task, recipe, args
+
+
+def _leave_out_config(args: argparse.Namespace) -> None:
+    """Of CHECKPOINT IMAGE IMAGE …, in which the parser takes the first for CONFIG, makes what it is."""
+    several, first = isinstance(getattr(args, "images", None), list), args.config
+    if several and first is not None and not is_recipe(first) and (first.suffix in WEIGHTS or first.is_dir()):
+        args.config, args.checkpoint, args.images = None, first, [args.checkpoint, *args.images]
 
 
 def read(path: Path, overrides: list[str]) -> tuple[Task, Recipe]:

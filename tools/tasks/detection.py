@@ -15,12 +15,14 @@ from mmengine.config import Config
 from elsa.core import ConfigError
 from elsa.engine import Recipe, Runtime
 
+from .mm import samples
 from .mm.evaluation import Metric, evaluate_checkpoint
 from .mm.pictures import ObjectDrawing, ObjectPredictions
 from .mm.planning import dense_outlook
 from .mm.prediction import predict
 from .mm.recipe import read_recipe, restore_recipe
 from .mm.training import build_training
+from .mm.visualizing import ExplainedObject, look_at_dense
 from .outlook import Outlook
 from .training import Training, train
 
@@ -62,6 +64,12 @@ class Detection:
         if not 0 <= args.threshold <= 1:
             raise ConfigError(f"--threshold must be between 0 and 1, got {args.threshold}")
         predict(recipe.config, args, runtime, partial(ObjectPredictions, threshold=args.threshold))
+
+    def visualize(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
+        look_at_dense(recipe.config, args, runtime, ExplainedObject)
+
+    def show_data(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
+        samples.show_samples(recipe.config, args, runtime, samples.ObjectDrawing)
 
     def outlook(self, recipe: Recipe, args: argparse.Namespace) -> Outlook:
         return dense_outlook(recipe, args)

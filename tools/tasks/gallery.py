@@ -16,10 +16,25 @@ from elsa.core import logger
 from elsa.data import Batch, Source, UnreadableImage, eval_transform
 from elsa.engine import Precision, Step, TokenLabelStep, TrainStep, monitor
 
-from .pictures import NAME, as_image, class_text, grid, plain, verdict
+from .pictures import NAME, as_image, class_text, denormalised, grid, plain, verdict
 
 COLUMNS, CELL = 8, (1.6, 2.0)
 SHARE = 0.05  # of a class in a mixed target that is worth its name
+
+
+def mixed_text(names: Sequence[str], target: Tensor, between: str = "\n") -> str:
+    """The classes that most of a mixed target (C,) is of, with their shares."""
+    shares, indices = target.topk(min(2, len(target)))
+    found = zip(shares.tolist(), indices.tolist(), strict=True)
+    return between.join(class_text(names[index], share) for share, index in found if share > SHARE)
+
+
+def exchanged(images: Tensor, box: Tensor) -> Tensor:
+    """Images (B, C, H, W) that within a box (top, left, bottom, right) are those of their mirrors in the batch."""
+    top, left, bottom, right = box.tolist()
+    mixed = images.clone()
+    mixed[..., top:bottom, left:right] = images.flip(0)[..., top:bottom, left:right]
+    return mixed
 
 
 class Gallery(monitor.Gallery, Protocol):
@@ -68,27 +83,16 @@ class ClassifierGallery:
         if isinstance(step, TokenLabelStep):
             if step.draw_box is None:
                 return batch.images, names
-            top, left, bottom, right = (step.draw_box() * step.source.token_stride).tolist()
-            images = batch.images.clone()
-            images[..., top:bottom, left:right] = batch.images.flip(0)[..., top:bottom, left:right]
+            images = exchanged(batch.images, step.draw_box() * step.source.token_stride)
             pairs = zip(names, reversed(names), strict=True)
             return images, [f"{name}\n{other} in the box" for name, other in pairs]
         if step.mix is None:
             return batch.images, names
         images, targets = step.mix(batch.images.clone(), batch.targets)
-        return images, ["\n".join(self._shares(row)) for row in targets]
-
-    def _shares(self, target: Tensor) -> list[str]:
-        """The classes that most of a mixed target is of."""
-        shares, indices = target.topk(min(2, len(target)))
-        found = zip(shares.tolist(), indices.tolist(), strict=True)
-        return [class_text(self.names[index], share) for share, index in found if share > SHARE]
+        return images, [mixed_text(self.names, row) for row in targets]
 
     def _pixels(self, image: Tensor) -> Image.Image:
-        """(C, H, W) as the model gets it → the image that it was."""
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.config.DATA.MEAN, self.config.DATA.STD))
-        pixels = ((image.float() * std + mean) * 255).round().clamp(0, 255).byte().numpy()
-        return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+        return denormalised(image, self.config.DATA.MEAN, self.config.DATA.STD)
 
     @torch.no_grad()
     def predictions(self, model: nn.Module) -> np.ndarray | None:

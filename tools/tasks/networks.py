@@ -20,7 +20,7 @@ from elsa.engine import Runtime
 from elsa.models import ELSAVOLO, VARIANTS, ELSASwin, load_pretrained, read_checkpoint
 from elsa.models.swin import SwinStages
 
-from .checkpoints import check_belongs
+from .checkpoints import check_belongs, class_names
 
 OF_DROPOUT = {"drop_path_rate": "DROP_PATH", "drop_rate": "DROP"}
 
@@ -60,6 +60,7 @@ def create_network(config: CfgNode) -> nn.Module:
                     must = f"MODEL.{OF_DROPOUT[name]} must be 0"
                     raise ConfigError(f"MODEL.NAME {model.NAME} has no {name}: {must}") from error
                 del optional[name]
+            logger.info("%s has no argument %s: left out", model.NAME, ", ".join(lacking))
         except Exception as error:  # models raise whatever their arguments make them stumble over
             told = f"{type(error).__name__}: {_first_line(error)}"
             raise ConfigError(f"{model.NAME} with IMG_SIZE {size} and {dict(model.KWARGS)}: {told}") from error
@@ -90,6 +91,22 @@ def build_model(config: CfgNode) -> nn.Module:
             raise ConfigError(f"MODEL.NAME {model.NAME} has no gradient checkpointing: MODEL.GRAD_CHECKPOINTING "
                               "must be false") from error  # fmt: skip
     return network.train()
+
+
+def load_classifier(config: CfgNode, checkpoint: Path, trust: bool) -> tuple[nn.Module, list[str]]:
+    """The model with a checkpoint's weights, as EVAL.WEIGHTS says, and the names of its classes, or their numbers.
+
+    Raises:
+        ConfigError: the checkpoint names other classes than the model has.
+        CheckpointError: see ``load_pretrained``.
+    """
+    content, classes = read_checkpoint(checkpoint, trust), config.MODEL.NUM_CLASSES
+    model = build_model(config)
+    logger.info("%s: %s", checkpoint, load_pretrained(model, content, weights=config.EVAL.WEIGHTS))
+    names = class_names(content) or [str(number) for number in range(classes)]
+    if len(names) != classes:
+        raise ConfigError(f"{checkpoint} names {len(names)} classes, but MODEL.NUM_CLASSES is {classes}")
+    return model, names
 
 
 def start_from_pretrained(network: nn.Module, config: CfgNode, source: Any, trust: bool) -> None:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.text import Text
 from PIL import Image
+from torch import Tensor
 
-from elsa.core import write_then_rename
+from elsa.core import without_warnings, write_then_rename
 from elsa.data import Source
 
 RIGHT, WRONG = "#1a7f37", "#cf222e"
@@ -60,13 +61,13 @@ def add_legend(owner: Any, handles: Sequence[Any], names: Sequence[str], **style
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    with warnings.catch_warnings(action="ignore"):  # letters that no font has are drawn as boxes
+    with without_warnings():  # letters that no font has are drawn as boxes
         write_then_rename(path, lambda beside: figure.savefig(beside, format="png", dpi=DPI))
 
 
 def as_image(figure: Figure) -> Image.Image:
     canvas = FigureCanvasAgg(figure)
-    with warnings.catch_warnings(action="ignore"):  # letters that no font has are drawn as boxes
+    with without_warnings():  # letters that no font has are drawn as boxes
         canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
@@ -76,6 +77,13 @@ def fitted(image: Image.Image, width: float, height: float) -> Image.Image:
     small = image.copy()
     small.thumbnail((max(round(width * DPI), 1), max(round(height * DPI), 1)))
     return small
+
+
+def denormalised(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
+    """(C, H, W) as a model gets it → the image that it was."""
+    shift, scale = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    pixels = ((image.float().cpu() * scale + shift) * 255).round().clamp(0, 255).byte().numpy()
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
 def told(shown: int, of: int) -> str:

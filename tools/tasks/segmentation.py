@@ -19,7 +19,9 @@ from .mm.pictures import MapDrawing, MapPredictions
 from .mm.planning import dense_outlook
 from .mm.prediction import predict
 from .mm.recipe import read_recipe, restore_recipe
+from .mm.samples import show_samples
 from .mm.training import build_training
+from .mm.visualizing import ExplainedMap, look_at_dense
 from .outlook import Outlook
 from .training import Training, train
 
@@ -73,6 +75,12 @@ class Segmentation:
 
     def predict(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
         predict(recipe.config, args, runtime, MapPredictions)
+
+    def visualize(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
+        look_at_dense(recipe.config, args, runtime, ExplainedMap)
+
+    def show_data(self, recipe: Recipe, args: argparse.Namespace, runtime: Runtime) -> None:
+        show_samples(recipe.config, args, runtime, MapDrawing)
 
     def outlook(self, recipe: Recipe, args: argparse.Namespace) -> Outlook:
         return dense_outlook(recipe, args)

@@ -13,8 +13,8 @@ from torch.utils.data import IterableDataset
 
 from elsa.core import ConfigError, DataError, Progress, logger, make_folder, sweep, write_json
 from elsa.data import BadImages, Source, open_splits
-from elsa.data.images.classes import order_classes
-from elsa.data.images.folders import ListedFiles, find_split, open_folders
+from elsa.data.images.folders import find_split, open_folders
+from elsa.data.images.lists import number_lists, read_list
 from elsa.data.images.shard_writer import Shards, plan_shards
 from elsa.data.images.shards import index_path, write_index
 from elsa.data.survey import silent, survey
@@ -157,41 +157,6 @@ def open_sources(args: argparse.Namespace) -> dict[str, Source]:
 
 
 def _open_lists(args: argparse.Namespace) -> dict[str, Source]:
-    lists = {name: _read_list(path) for name, path in (("train", args.source), ("val", args.val)) if path}
-    words = {label for rows in lists.values() for _, label in rows}
-    if all(word.isdecimal() for word in words) and not args.classes:
-        indices, names = {word: int(word) for word in words}, list[str]()
-    else:
-        classes = order_classes({label for _, label in lists["train"]}, args.classes, args.source)
-        indices, names = {folder: index for index, folder in enumerate(classes.folders)}, classes.names
-        if unknown := sorted(words - set(indices)):
-            raise DataError(f"{args.val} has classes that {args.source} has not: {', '.join(unknown[:5])}")
-    opened = {}
-    for name, rows in lists.items():
-        folder = (args.source if name == "train" else args.val).parent
-        opened[name] = Source(ListedFiles(folder, ((file, indices[label]) for file, label in rows)), "RGB", names, True)
-    return opened
-
-
-def _read_list(path: Path) -> list[tuple[str, str]]:
-    """(file, label or class) of each line.
-
-    Raises:
-        DataError: no such file, a line without a label, or none at all.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "no text in UTF-8"
-        raise DataError(f"list {path} cannot be read: {reason}") from error
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        file, _, label = line.rpartition("\t" if "\t" in line else " ")
-        if not (file := file.strip()) or not (label := label.strip()):
-            raise DataError(f'{path}, line {number}: {line!r:.80} is neither "PATH LABEL" nor "PATH<tab>CLASS"')
-        rows.append((file, label))
-    if not rows:
-        raise DataError(f"list {path} names no images")
-    return rows
+    paths = {name: path for name, path in (("train", args.source), ("val", args.val)) if path}
+    files, classes = number_lists({path: read_list(path) for path in paths.values()}, None, args.classes)
+    return {name: Source(files[path], "RGB", classes.names, True) for name, path in paths.items()}

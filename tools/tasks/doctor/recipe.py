@@ -14,7 +14,6 @@ from typing import Any
 from .finding import NOTE, OK, PROBLEM, Case, Finding
 from .machine import DISK, GIB
 
-CHECKS = {"classification": "imagenet", "detection": "coco", "segmentation": "ade20k"}
 MOST = 24  # images that are read
 SLOW = 0.1  # seconds an image
 SAMPLE = (500, 375)  # pixels: a usual image of ImageNet
@@ -31,17 +30,19 @@ def data(case: Case) -> Iterator[Finding]:
         yield Finding("recipe", PROBLEM, text, f"elsa train {case.config} --print-config")
         return
     yield Finding("recipe", OK, f"{case.config}, of {task.name}")
-    yield from (_folders if task.name == "classification" else _dense)(recipe.config, task.name, case.config)
+    given = f" --set {' '.join(case.overrides)}" if case.overrides else ""
+    look = _folders if task.name == "classification" else _dense
+    yield from look(recipe.config, case.config, f"elsa check_data {case.config}{given}")
 
 
-def _folders(config: Any, task: str, name: str) -> Iterator[Finding]:
+def _folders(config: Any, name: str, check: str) -> Iterator[Finding]:
     """Of a classifier: DATA.ROOT, and its splits as a training opens them."""
     root, kind = Path(config.DATA.ROOT), config.DATA.DATASET
     if not root.exists():
         yield _absent("DATA.ROOT", root, kind == "digits", f"elsa doctor {name} --set DATA.ROOT=FOLDER")
         return
     yield from _little_room(root)
-    if kind not in ("digits", "folder"):
+    if kind not in ("digits", "folder", "list"):
         yield Finding("data", OK, f"{root} is there, for {kind}")
         return
     from elsa.core import UserError
@@ -51,10 +52,10 @@ def _folders(config: Any, task: str, name: str) -> Iterator[Finding]:
         train, val = open_splits(config, "train", "val")
         yield Finding("data", OK, f"{root}: {len(train)} training and {len(val)} validation images")
     except (UserError, OSError) as error:
-        yield Finding("data", PROBLEM, str(error), f"elsa check_data {CHECKS[task]} {root}")
+        yield Finding("data", PROBLEM, str(error), check)
 
 
-def _dense(config: Any, task: str, name: str) -> Iterator[Finding]:
+def _dense(config: Any, name: str, check: str) -> Iterator[Finding]:
     """Of a detector or segmentor: every folder and file that its data sets name."""
     drawn, cure = bool(config.get("embedded")), f"elsa doctor {name} --set data_root=FOLDER/"
     named = [place for key, dataset in datasets(config) for place in _places(key, dataset)]
@@ -63,7 +64,6 @@ def _dense(config: Any, task: str, name: str) -> Iterator[Finding]:
     if absent := [root for root in roots if not root.exists()]:
         yield from (_absent("data_root", root, drawn, cure) for root in absent)
     elif absent := sorted(path for path in places if not path.exists()):
-        check = f"elsa check_data {CHECKS[task]} {roots[0] if roots else 'ROOT'}"
         yield from (_absent(places[path], path, False, check) for path in absent)
     else:
         yield Finding("data", OK, f"all {len(places)} folders and files that the data sets name are there")

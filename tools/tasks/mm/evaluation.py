@@ -6,7 +6,6 @@ import argparse
 import io
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from elsa.core import (
     logger,
     make_folder,
     sha256,
+    without_warnings,
     write_json,
 )
 from elsa.data.decode import TURNED
@@ -148,7 +148,7 @@ def _numbers(evaluator: Evaluator, places: Sequence[Sequence[int]], runtime: Run
         results = [result for _, result in sorted(everyone, key=lambda pair: pair[0])]
 
         def compute(metric: BaseMetric = metric, results: list[Any] = results) -> None:
-            with mistakes_named("evaluator"), warnings.catch_warnings(action="ignore"):  # means of nothing are NaN
+            with mistakes_named("evaluator"), without_warnings():  # means of nothing are NaN
                 for name, value in metric.compute_metrics(results).items():
                     numbers["/".join(filter(None, (metric.prefix, name)))] = float(value)
 

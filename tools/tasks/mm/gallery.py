@@ -12,7 +12,7 @@ from elsa.data.decode import TURNED
 from elsa.engine import Step
 
 from ..pictures import as_image, fitted
-from .pictures import WIDTH, PicturesOfTest, side_by_side
+from .pictures import WIDTH, PicturesOfTest, pixels_of, side_by_side
 
 
 class DenseGallery:
@@ -30,8 +30,9 @@ class DenseGallery:
     def batch(self, step: Step, batch: Mapping[str, Any]) -> np.ndarray:
         cells = []
         for image, sample in list(zip(batch["inputs"], batch["data_samples"], strict=True))[: self.count]:
-            pixels = np.ascontiguousarray(image.numpy()[::-1].transpose(1, 2, 0))  # blue, green, red in mm's pipelines
-            cells.append((fitted(self.drawing(pixels, sample, with_truth=True), WIDTH, 3 * WIDTH), "", "black"))
+            cells.append(
+                (fitted(self.drawing(pixels_of(image), sample, with_truth=True), WIDTH, 3 * WIDTH), "", "black")
+            )
         return np.asarray(as_image(side_by_side(cells, "")))
 
     def note(self, number: int, found: Sequence[Any]) -> None:

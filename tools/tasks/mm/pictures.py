@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -20,7 +19,7 @@ from mmengine.registry import DATASETS, VISUALIZERS
 from PIL import Image
 from pycocotools import mask as coco_masks
 
-from elsa.core import DataError, logger, make_folder, write_then_rename
+from elsa.core import DataError, logger, make_folder, without_warnings, write_then_rename
 from elsa.data import UnreadableImage, decode
 from elsa.data.annotations import Annotations
 from elsa.data.decode import TURNED
@@ -75,7 +74,7 @@ class ObjectDrawing:
         if with_truth and hasattr(boxes := sample.gt_instances.bboxes, "tensor"):  # as pipelines of training have them
             sample = sample.clone()
             sample.gt_instances.bboxes = boxes.tensor
-        with warnings.catch_warnings(action="ignore"):  # letters that no font has are drawn as boxes
+        with without_warnings():  # letters that no font has are drawn as boxes
             self.visualizer.add_datasample("image", image, sample, draw_gt=with_truth, pred_score_thr=self.threshold)
         return Image.fromarray(self.visualizer.get_image())
 
@@ -165,6 +164,17 @@ def side_by_side(cells: Sequence[tuple[Image.Image, str, str]], title: str, of: 
     return grid(cells, title, of, columns=2, cell=(WIDTH, height))
 
 
+def test_pipeline(config: Config) -> Compose:
+    """What makes of a file what a model takes in tests, without annotations."""
+    steps = [step for step in config.test_dataloader.dataset.pipeline if "Annotations" not in step["type"]]
+    return Compose(with_our_decoder(steps, config.get("image_orientation", TURNED)))
+
+
+def pixels_of(image: torch.Tensor) -> np.ndarray:
+    """(3, H, W) as mm's pipelines give it, blue, green, red → (H, W, 3), red, green, blue."""
+    return np.ascontiguousarray(image.numpy()[::-1].transpose(1, 2, 0))
+
+
 class Predictions(ABC):
     """Predictions of images one by one: a picture each in the output folder, and the numbers for a JSON file."""
 
@@ -172,8 +182,7 @@ class Predictions(ABC):
         self.classes, self.folder = list(classes), folder
         dataset = config.test_dataloader.dataset
         self.orientation = config.get("image_orientation", TURNED)
-        steps = [step for step in dataset.pipeline if "Annotations" not in step["type"]]
-        self.pipeline = Compose(with_our_decoder(steps, self.orientation))
+        self.pipeline = test_pipeline(config)
         named = dataset.get("metainfo", {}).get("palette")
         palette = named or DATASETS.get(dataset.type).METAINFO.get("palette", ())
         known = {"palette": palette} if len(palette) == len(classes) else {}

@@ -8,6 +8,7 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS
+from torch import nn
 from tqdm import tqdm
 
 from elsa.core import DataError, check_writable, logger, write_json
@@ -32,13 +33,7 @@ def predict(config: Config, args: argparse.Namespace, runtime: Runtime, kind: Ca
     """
     check_writable(args.output)
     paths = find_images(args.images)
-    prepare(config)
-    content = read_checkpoint(args.checkpoint, args.trust_checkpoint)
-    model, _ = build_model(config, runtime)
-    logger.info("%s: %s", args.checkpoint, load_pretrained(model, content))
-    check_names(args.checkpoint, content, known_classes(config))
-    classes = class_names(content) or known_classes(config)
-    check_classes(config, classes)
+    model, classes, content = load_model(config, args, runtime)
     model.to(runtime.device).eval()
     with mistakes_named("test_dataloader.dataset"):
         found = kind(config, classes, args.output, facts_of_data(content))
@@ -50,6 +45,24 @@ def predict(config: Config, args: argparse.Namespace, runtime: Runtime, kind: Ca
     write_json(args.output / "predictions.json", found.as_json())
     logger.info("%d of %d images: %s; pictures and predictions.json in %s",
                 len(found.images), len(paths), found.summary(), args.output)  # fmt: skip
+
+
+def load_model(
+    config: Config, args: argparse.Namespace, runtime: Runtime
+) -> tuple[nn.Module, list[str], Mapping[str, Any]]:
+    """The model with a checkpoint's weights, the names of its classes, and what the checkpoint holds.
+
+    Raises:
+        ConfigError: the checkpoint, the recipe and its model differ in their classes.
+    """
+    prepare(config)
+    content = read_checkpoint(args.checkpoint, args.trust_checkpoint)
+    model, _ = build_model(config, runtime)
+    logger.info("%s: %s", args.checkpoint, load_pretrained(model, content))
+    check_names(args.checkpoint, content, known_classes(config))
+    classes = class_names(content) or known_classes(config)
+    check_classes(config, classes)
+    return model, classes, content
 
 
 def facts_of_data(content: Mapping[str, Any]) -> Mapping[str, Any]:
