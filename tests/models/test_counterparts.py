@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import timm
 import torch
@@ -219,4 +217,4 @@ def test_settings_without_effect_are_refused():
         ELSASwin(attention=("depthwise",) * 4, gamma=1)
     with pytest.raises(ValueError, match="needs maps of 7 positions a side, got one of 5"):
         NeighbourhoodAttention(8, 2, border="inside")(torch.randn(1, 5, 9, 8))
-    assert math.isfinite(NeighbourhoodAttention(8, 2, border="inside")(torch.randn(1, 7, 9, 8)).sum())
+    assert NeighbourhoodAttention(8, 2, border="inside")(torch.randn(1, 7, 9, 8)).isfinite().all()

@@ -12,6 +12,7 @@ from elsa.models import ELSA, VARIANTS, ELSASwin, ELSASwinMaps
 from elsa.models.elsa import LocalBlock
 from elsa.models.layers import (
     PatchEmbed,
+    WindowAttention,
     WindowBlock,
 )
 
