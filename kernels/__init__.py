@@ -3,6 +3,7 @@ local aggregation; and linear layers."""
 
 from .functional import backend_info, elsa_attention, hadamard_convolution
 from .linear import linear, linear_info, mlp
+from .neighbours import neighbour_products, neighbour_sums
 from .portable import is_portable, portable
 
 __all__ = [
@@ -13,5 +14,7 @@ __all__ = [
     "linear",
     "linear_info",
     "mlp",
+    "neighbour_products",
+    "neighbour_sums",
     "portable",
 ]

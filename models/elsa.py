@@ -13,7 +13,50 @@ from elsa.kernels import elsa_attention, hadamard_convolution, linear
 from .mlp import Mlp, add_mlp
 
 
-class ELSA(nn.Module):
+class GhostHead(nn.Module):
+    """The static maps of an attention over K×K neighbours, under their published name ``ghost_head``."""
+
+    ghost_head: nn.Parameter | None
+
+    def make_ghosts(self, dim_v: int, kernel_size: int, lam: int, gamma: float) -> None:
+        """Parameters for λ and γ; see ELSA.
+
+        Raises:
+            ValueError: λ is not a non-negative integer.
+        """
+        if isinstance(lam, bool) or lam != int(lam) or lam < 0:
+            raise ValueError(f"lam (λ) must be a non-negative integer, got {lam}: a power of a negative value is NaN")
+        self.lam, self.gamma = int(lam), gamma
+        ghosts = bool(lam) + bool(gamma)
+        leading = (2, 1) if ghosts == 2 else (1,)
+        maps = torch.empty(*leading, dim_v, kernel_size, kernel_size)
+        self.register_parameter("ghost_head", nn.Parameter(maps) if ghosts else None)
+
+    def reset_ghosts(self) -> None:
+        """Published initialisation."""
+        mul, add = self._ghosts()
+        if mul is not None:
+            nn.init.normal_(mul)
+        if add is not None:
+            nn.init.trunc_normal_(add, std=0.02)
+
+    def _ghosts(self) -> tuple[Tensor | None, Tensor | None]:
+        """The parameters (mul, add), each (…, C_v, K, K) or None."""
+        if self.ghost_head is not None and self.lam and self.gamma:
+            return self.ghost_head[0], self.ghost_head[1]
+        return (self.ghost_head, None) if self.lam else (None, self.ghost_head)
+
+    def ghost_maps(self) -> tuple[Tensor | None, Tensor | None]:
+        """What multiplies the attention, and what is added: (ghost_mul^λ, γ · ghost_add), each (C_v, K²) or None."""
+        mul, add = self._ghosts()
+        if mul is not None:
+            mul = mul.reshape(mul.shape[-3], -1) ** self.lam
+        if add is not None:
+            add = add.reshape(add.shape[-3], -1) * self.gamma
+        return mul, add
+
+
+class ELSA(GhostHead):
     """Enhanced local self-attention, a drop-in for local self-attention: (B, H, W, C) → (B, H, W, C).
 
     Queries and keys meet in a Hadamard product, a K×K convolution and a 1×1 convolution turn it into K² attention
@@ -71,15 +114,13 @@ class ELSA(nn.Module):
             raise ValueError(f"kernel_size must be odd and positive, got {kernel_size}")
         if dilation < 1:
             raise ValueError(f"dilation must be at least 1, got {dilation}")
-        if isinstance(lam, bool) or lam != int(lam) or lam < 0:
-            raise ValueError(f"lam (λ) must be a non-negative integer, got {lam}: a power of a negative value is NaN")
         if not 0 <= attn_drop < 1:
             raise ValueError(f"attn_drop must be at least 0 and below 1, got {attn_drop}")
         if dim_qk % groups or logits % groups:
             raise ValueError(f"groups must divide dim_qk {dim_qk} and num_heads · K² = {logits}, got {groups}")
 
         self.dim_qk, self.dim_v, self.num_heads = dim_qk, dim_v, num_heads
-        self.kernel_size, self.dilation, self.lam, self.gamma = kernel_size, dilation, int(lam), gamma
+        self.kernel_size, self.dilation = kernel_size, dilation
         self.scale = (dim_v / num_heads) ** -0.5 if qk_scale is None else qk_scale
         self.attn_drop = attn_drop
 
@@ -90,12 +131,7 @@ class ELSA(nn.Module):
             nn.GELU(),
             nn.Conv2d(dim_qk, logits, 1, groups=groups),
         )
-        ghosts = bool(lam) + bool(gamma)
-        if ghosts:
-            leading = (2, 1) if ghosts == 2 else (1,)
-            self.ghost_head = nn.Parameter(torch.empty(*leading, dim_v, kernel_size, kernel_size))
-        else:
-            self.register_parameter("ghost_head", None)
+        self.make_ghosts(dim_v, kernel_size, lam, gamma)
         self.post_proj = nn.Linear(dim_v, dim)
         self.proj_drop = nn.Dropout(proj_drop)
         self.reset_parameters()
@@ -104,17 +140,7 @@ class ELSA(nn.Module):
         """Published initialisation; convolutions keep PyTorch's default."""
         nn.init.trunc_normal_(self.post_proj.weight, std=0.02)
         nn.init.zeros_(self.post_proj.bias)
-        mul, add = self._ghosts()
-        if mul is not None:
-            nn.init.normal_(mul)
-        if add is not None:
-            nn.init.trunc_normal_(add, std=0.02)
-
-    def _ghosts(self) -> tuple[Tensor | None, Tensor | None]:
-        """The parameters (mul, add), each (…, C_v, K, K) or None."""
-        if self.lam and self.gamma:
-            return self.ghost_head[0], self.ghost_head[1]
-        return (self.ghost_head, None) if self.lam else (None, self.ghost_head)
+        self.reset_ghosts()
 
     def ghost_maps(self) -> tuple[Tensor | None, Tensor | None]:
         """What the attention of every channel is multiplied by, ghost_mul^λ, and what is added to it, γ · ghost_add:
@@ -157,13 +183,38 @@ class ELSA(nn.Module):
         )
 
 
-class ELSABlock(nn.Module):
-    """Pre-norm transformer block with ELSA: ``x + attn(norm1(x))``, then ``x + mlp(norm2(x))``.
+class LocalBlock(nn.Module):
+    """Pre-norm transformer block around an operator of maps: ``x + attn(norm1(x))``, then ``x + mlp(norm2(x))``.
+
+    Args:
+        attn: (B, H, W, C) → (B, H, W, C).
+        dim: C.
+        mlp_ratio: hidden width of the MLP over ``dim``.
+        drop_path: stochastic-depth probability of both branches.
+        proj_drop: dropout after the projections of the MLP.
+    """
+
+    def __init__(
+        self, attn: nn.Module, dim: int, *, mlp_ratio: float, drop_path: float = 0.0, proj_drop: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = attn
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return add_mlp(x, self.norm2, self.mlp, self.drop_path)
+
+
+class ELSABlock(LocalBlock):
+    """A block with ELSA.
 
     Args:
         dim, num_heads: as in ELSA.
-        mlp_ratio: hidden width of the MLP over ``dim``.
-        drop_path: stochastic-depth probability of both branches.
+        mlp_ratio, drop_path: as in LocalBlock.
         proj_drop: dropout after the projections of ELSA and of the MLP.
         **elsa: every other argument of ELSA, checked there.
     """
@@ -178,13 +229,5 @@ class ELSABlock(nn.Module):
         proj_drop: float = 0.0,
         **elsa,
     ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.attn = ELSA(dim, num_heads, proj_drop=proj_drop, **elsa)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return add_mlp(x, self.norm2, self.mlp, self.drop_path)
+        attn = ELSA(dim, num_heads, proj_drop=proj_drop, **elsa)
+        super().__init__(attn, dim, mlp_ratio=mlp_ratio, drop_path=drop_path, proj_drop=proj_drop)

@@ -136,8 +136,10 @@ class WindowAttention(nn.Module):
     """Multi-head self-attention within windows, with relative position bias: (N, w², C) → (N, w², C).
 
     One linear layer packs v, q, k in this order; the bias table ``rb`` (heads, (2w−1)²) is indexed by key − query.
-    ``rb.flip(1).T`` is the table as Swin Transformer and timm store it.
+    ``rb.flip(1).T`` is the table as Swin Transformer and timm store it. Without ``position_bias`` there is no table.
     """
+
+    rb: nn.Parameter | None
 
     def __init__(
         self,
@@ -145,6 +147,7 @@ class WindowAttention(nn.Module):
         num_heads: int,
         window_size: int,
         *,
+        position_bias: bool = True,
         qkv_bias: bool = True,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
@@ -156,11 +159,14 @@ class WindowAttention(nn.Module):
             raise ValueError(f"window_size must be positive, got {window_size}")
         self.num_heads, self.window_size, self.attn_drop = num_heads, window_size, attn_drop
         self.pre_proj = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.rb = nn.Parameter(torch.empty(num_heads, (2 * window_size - 1) ** 2))
-        self.register_buffer("relative_id", self._relative_id(window_size))
+        table = torch.empty(num_heads, (2 * window_size - 1) ** 2)
+        self.register_parameter("rb", nn.Parameter(table) if position_bias else None)
+        if position_bias:
+            self.register_buffer("relative_id", self._relative_id(window_size))
         self.post_proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
-        nn.init.trunc_normal_(self.rb, std=0.02)
+        if self.rb is not None:
+            nn.init.trunc_normal_(self.rb, std=0.02)
 
     @staticmethod
     def _relative_id(window: int) -> Tensor:
@@ -170,20 +176,23 @@ class WindowAttention(nn.Module):
         return (row * (2 * window - 1) + column).flatten()
 
     def set_window_size(self, window_size: int) -> None:
+        self.window_size = window_size
+        if self.rb is None:
+            return
         self.rb = nn.Parameter(resize_bias_table(self.rb, window_size), self.rb.requires_grad)
         self.relative_id = self._relative_id(window_size).to(self.rb.device)
-        self.window_size = window_size
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """``mask``: (windows per map, w², w²), added to the logits; N counts maps first, then their windows."""
         number, tokens, dim = x.shape
         packed = apply_linear(self.pre_proj, x).reshape(number, tokens, 3, self.num_heads, dim // self.num_heads)
         value, query, key = packed.permute(2, 0, 3, 1, 4).unbind(0)
-        bias = self.rb[:, self.relative_id].reshape(1, self.num_heads, tokens, tokens)
+        bias = None if self.rb is None else self.rb[:, self.relative_id].reshape(1, self.num_heads, tokens, tokens)
         if mask is not None:
-            bias = (bias + mask[:, None]).repeat(number // mask.shape[0], 1, 1, 1)
+            mask = mask[:, None] if bias is None else bias + mask[:, None]
+            bias = mask.repeat(number // mask.shape[0], 1, 1, 1)
         drop = self.attn_drop if self.training else 0.0
-        out = attend(query, key, value, bias.to(query.dtype), drop)
+        out = attend(query, key, value, None if bias is None else bias.to(query.dtype), drop)
         out = apply_linear(self.post_proj, out.transpose(1, 2).reshape(number, tokens, dim))
         return self.proj_drop(out)
 
@@ -262,6 +271,7 @@ class WindowBlock(nn.Module):
         shift_small_maps: bool,
         mlp_ratio: float,
         qkv_bias: bool = True,
+        position_bias: bool = True,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         drop_path: float = 0.0,
@@ -269,8 +279,9 @@ class WindowBlock(nn.Module):
         super().__init__()
         self.window_size, self.shifted, self.shift_small_maps = window_size, shifted, shift_small_maps
         self.norm1 = nn.LayerNorm(dim)
+        dropped: dict[str, float] = dict(attn_drop=attn_drop, proj_drop=proj_drop)
         self.attn = WindowAttention(
-            dim, num_heads, window_size, qkv_bias=qkv_bias, attn_drop=attn_drop, proj_drop=proj_drop
+            dim, num_heads, window_size, qkv_bias=qkv_bias, position_bias=position_bias, **dropped
         )
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .elsa import ELSABlock
+from .counterparts import local_operator
+from .elsa import LocalBlock
 from .layers import (
     PatchEmbed,
     PatchMerging,
@@ -28,7 +29,9 @@ from .layers import (
 from .maps import Frozen, Intermediates, last_map
 from .mlp import apply_linear
 
-ATTENTIONS = ("elsa", "window")
+ATTENTIONS = ("elsa", "hadamard", "neighbourhood", "parametric", "dynamic", "depthwise", "window")
+BIASED = {"neighbourhood", "parametric", "window"}  # have a relative position bias that can be left out
+GHOSTED = {"elsa", "hadamard", "neighbourhood", "parametric"}  # may have a ghost head
 Arguments = dict[str, Any]
 
 
@@ -63,8 +66,12 @@ class SwinStages(nn.Module):
         in_chans: channels of the image.
         embed_dim: C of the first stage; each stage doubles it.
         depths, num_heads: per stage.
-        attention: per stage, "elsa" or "window".
-        elsa_kernel, group_width, lam, gamma, qk_scale: of the ELSA blocks, see ELSA. ``qk_scale`` 1 is published.
+        attention: per stage, "elsa" or "window", or for comparison one of their counterparts: "hadamard" (ELSA without
+            its ghost head), "neighbourhood", "parametric", "dynamic", "depthwise" (counterparts.py).
+        elsa_kernel: K of all but windows.
+        group_width, qk_scale: of Hadamard attention, see ELSA. ``qk_scale`` 1 is published.
+        lam, gamma: λ, γ of the ghost head; None: 0, 1 for "elsa", else none. Also of "neighbourhood" and "parametric".
+        position_bias: whether window, neighbourhood and parametric attention know the relative position.
         window_size: of the window-attention blocks; odd blocks shift by half of it.
         mlp_ratio, qkv_bias: of all blocks.
         drop_rate, proj_drop_rate, attn_drop_rate: dropout after the embedding, after projections, in attention.
@@ -84,9 +91,10 @@ class SwinStages(nn.Module):
         attention: Sequence[str] = ("elsa", "elsa", "elsa", "window"),
         elsa_kernel: int = 7,
         group_width: int = 4,
-        lam: int = 0,
-        gamma: float = 1,
+        lam: int | None = None,
+        gamma: float | None = None,
         qk_scale: float | None = 1.0,
+        position_bias: bool = True,
         window_size: int = 7,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
@@ -107,23 +115,29 @@ class SwinStages(nn.Module):
         self.absolute_pos_embed = nn.Parameter(self._ape_table()) if ape else None
         self.pos_drop = nn.Dropout(drop_rate)
 
-        common: dict[str, Any] = dict(
-            mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, attn_drop=attn_drop_rate, proj_drop=proj_drop_rate
-        )
-        elsa: dict[str, Any] = dict(
-            kernel_size=elsa_kernel, group_width=group_width, lam=lam, gamma=gamma, qk_scale=qk_scale
-        )
-        window: dict[str, Any] = dict(window_size=window_size, shift_small_maps=shift_small_maps)
+        if not position_bias and not BIASED & set(attention):
+            raise ValueError(f"position_bias has no effect: {sorted(BIASED)} have one, and attention is {attention}")
+        if (lam is not None or gamma is not None) and not GHOSTED & set(attention):
+            raise ValueError(
+                f"lam and gamma have no effect: {sorted(GHOSTED)} have ghost heads, attention is {attention}"
+            )
+        common: dict[str, Any] = dict(mlp_ratio=mlp_ratio, proj_drop=proj_drop_rate)
+        local: dict[str, Any] = dict(kernel_size=elsa_kernel, qkv_bias=qkv_bias, attn_drop=attn_drop_rate)
+        local |= dict(group_width=group_width, qk_scale=qk_scale, position_bias=position_bias)
+        window: dict[str, Any] = dict(window_size=window_size, shift_small_maps=shift_small_maps, qkv_bias=qkv_bias)
+        window |= dict(attn_drop=attn_drop_rate, position_bias=position_bias)
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         self.layers = nn.ModuleList()
-        for stage, dim in enumerate(self.stage_dims):
+        for stage, (dim, kind, heads) in enumerate(zip(self.stage_dims, attention, num_heads, strict=True)):
             blocks: list[nn.Module] = []
             for index in range(depths[stage]):
-                heads, rate = num_heads[stage], next(rates)
-                if attention[stage] == "elsa":
-                    blocks.append(ELSABlock(dim, heads, drop_path=rate, **common, **elsa))
+                if kind == "window":
+                    of: Arguments = dict(window, shifted=index % 2 == 1)
+                    blocks.append(WindowBlock(dim, heads, drop_path=next(rates), **common, **of))
                 else:
-                    blocks.append(WindowBlock(dim, heads, drop_path=rate, shifted=index % 2 == 1, **common, **window))
+                    ghosts = dict(lam=lam or 0, gamma=(kind == "elsa") if gamma is None else gamma)
+                    attn = local_operator(kind, dim, heads, proj_drop=proj_drop_rate, **ghosts, **local)
+                    blocks.append(LocalBlock(attn, dim, drop_path=next(rates), **common))
             self.layers.append(Stage(blocks, dim, merge=stage < len(depths) - 1))
 
         init_linear_layers(self)
