@@ -91,7 +91,7 @@ class NeighbourhoodAttention(GhostHead):
     def forward(self, x: Tensor) -> Tensor:
         packed = apply_linear(self.pre_proj, x)
         side = self.kernel_size if self.border == "zero" else 2 * self.kernel_size - 1
-        of = dict(num_heads=self.num_heads, kernel_size=side, dilation=self.dilation)
+        of: dict[str, Any] = dict(num_heads=self.num_heads, kernel_size=side, dilation=self.dilation)
         if self.generate is None:
             query, key, packed = packed.split(self.dim, dim=-1)
             logits = neighbour_products(query * self.scale, key, **of)
@@ -100,7 +100,7 @@ class NeighbourhoodAttention(GhostHead):
         if self.rpb is not None:
             logits = logits + self.rpb.flatten().to(logits.dtype)
         if self.border == "inside":
-            logits = logits.masked_fill(self._beyond(*x.shape[1:3], x.device), -torch.inf)
+            logits = logits.masked_fill(self._beyond(x.shape[1], x.shape[2], x.device), -torch.inf)
         drop = self.attn_drop if self.training else 0.0
         out = elsa_attention(packed, logits, *self.ghost_maps(), attn_drop=drop, **of)
         return self.proj_drop(apply_linear(self.post_proj, out))

@@ -142,16 +142,6 @@ class ELSA(GhostHead):
         nn.init.zeros_(self.post_proj.bias)
         self.reset_ghosts()
 
-    def ghost_maps(self) -> tuple[Tensor | None, Tensor | None]:
-        """What the attention of every channel is multiplied by, ghost_mul^λ, and what is added to it, γ · ghost_add:
-        (C_v, K²) each, None where it is left out."""
-        mul, add = self._ghosts()
-        if mul is not None:
-            mul = mul.reshape(self.dim_v, -1) ** self.lam
-        if add is not None:
-            add = add.reshape(self.dim_v, -1) * self.gamma
-        return mul, add
-
     def hadamard_attention(self, packed: Tensor) -> tuple[Tensor, Tensor]:
         """Queries, keys and values, (B, H, W, 2·C_q + C_v) → attention logits (B, H, W, G·K²) and the values."""
         mix, _, expand = self.attn  # GELU belongs to the convolution
