@@ -135,7 +135,8 @@ class SwinStages(nn.Module):
                     of: Arguments = dict(window, shifted=index % 2 == 1)
                     blocks.append(WindowBlock(dim, heads, drop_path=next(rates), **common, **of))
                 else:
-                    ghosts = dict(lam=lam or 0, gamma=(kind == "elsa") if gamma is None else gamma)
+                    default = 1 if kind == "elsa" else 0
+                    ghosts = dict(lam=lam or 0, gamma=default if gamma is None else gamma)
                     attn = local_operator(kind, dim, heads, proj_drop=proj_drop_rate, **ghosts, **local)
                     blocks.append(LocalBlock(attn, dim, drop_path=next(rates), **common))
             self.layers.append(Stage(blocks, dim, merge=stage < len(depths) - 1))
