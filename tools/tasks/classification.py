@@ -54,6 +54,7 @@ from .checkpoints import class_names, in_short
 from .classifier_evaluation import OPTIONS, evaluate_checkpoint
 from .classifier_plan import as_planned, batch_wish, classifier_outlook, memory_of, plan_of
 from .command import find_images
+from .complexity import count_classifier
 from .gallery import ClassifierGallery
 from .networks import build_model, open_data, start_from_pretrained, token_grid
 from .outlook import Outlook
@@ -96,6 +97,9 @@ class Classification:
 
     def outlook(self, recipe: Recipe, args: argparse.Namespace) -> Outlook:
         return classifier_outlook(recipe, args)
+
+    def count(self, recipe: Recipe) -> dict[str, Any]:
+        return count_classifier(recipe.config)
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
