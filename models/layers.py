@@ -90,6 +90,11 @@ def select_stages(indices: int | Sequence[int] | None, count: int) -> list[int]:
     return wanted
 
 
+def channels_last_on_cpu(x: Tensor) -> Tensor:
+    """(B, C, H, W) so in memory that a convolution writes what LayerNorm reads; unchanged on other devices."""
+    return x.contiguous(memory_format=torch.channels_last) if x.is_cpu else x
+
+
 class PatchEmbed(nn.Module):
     """Images (B, C_in, H, W) of any size → (B, ⌈H/p⌉, ⌈W/p⌉, C): a p×p convolution of stride p, then LayerNorm.
 
@@ -113,9 +118,7 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         x = F.pad(x, (0, lacking(width, self.patch_size[1]), 0, lacking(height, self.patch_size[0])))
-        if x.is_cpu:  # the convolution writes what LayerNorm reads
-            x = x.contiguous(memory_format=torch.channels_last)
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+        return self.norm(self.proj(channels_last_on_cpu(x)).permute(0, 2, 3, 1))
 
 
 class PatchMerging(nn.Module):

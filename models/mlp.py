@@ -5,6 +5,7 @@ from __future__ import annotations
 import timm.layers
 from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from torch.nn.modules.module import _has_any_global_hook
 
 from elsa.kernels import linear, mlp
@@ -19,8 +20,9 @@ def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a module is of exactly this class, and its call would run nothing but the class's forward: no hooks (such
-    as those of pruning, or of weights divided among processes), no parametrization, no replaced forward."""
-    if type(module) is not kind or _has_any_global_hook():
+    as those of pruning, or of weights divided among processes), no parametrization, no replaced forward, no graph of fx
+    that would have the module as a node."""
+    if type(module) is not kind or _has_any_global_hook() or is_fx_symbolic_tracing():
         return False
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     return not (hooks or "forward" in module.__dict__ or module._compiled_call_impl)

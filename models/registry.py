@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+import torch
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+    register_notrace_function,
+    register_notrace_module,
+)
 from torch import nn
 
+from elsa.kernels import elsa_attention, hadamard_convolution, linear
+
+from .layers import WindowBlock, channels_last_on_cpu, resize_map, resize_position_table
 from .pretrained import adapt_state_dict
 from .swin import ELSASwin
 from .volo import ELSAVOLO
@@ -83,9 +94,16 @@ default_cfgs = generate_default_cfgs(
 
 
 def _register(name: str, spec: SwinSpec | VOLOSpec) -> None:
+    def construct(
+        device: str | torch.device | None = None, dtype: torch.dtype | None = None, **arguments: Any
+    ) -> nn.Module:
+        with contextlib.nullcontext() if device is None else torch.device(device):
+            network = spec.network(**arguments)
+        return network if dtype is None else network.to(dtype)
+
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         return build_model_with_cfg(
-            spec.network,
+            construct,
             name,
             pretrained,
             pretrained_filter_fn=adapt_state_dict,
@@ -94,9 +112,16 @@ def _register(name: str, spec: SwinSpec | VOLOSpec) -> None:
         )
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
-    entrypoint.__doc__ = f"{spec}; keyword arguments are those of {spec.network.__name__}."
+    entrypoint.__doc__ = f"{spec}; keyword arguments are those of {spec.network.__name__}, device and dtype."
     globals()[name] = register_model(entrypoint)
 
 
 for _name, _spec in VARIANTS.items():
     _register(_name, _spec)
+
+# One node each in graphs of torch.fx (timm's feature extraction): they decide by sizes, types and devices, which a
+# graph does not have yet.
+LEAVES = (elsa_attention, hadamard_convolution, linear, channels_last_on_cpu, resize_map, resize_position_table)
+for _leaf in LEAVES:
+    register_notrace_function(_leaf)
+register_notrace_module(WindowBlock)

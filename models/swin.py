@@ -149,17 +149,14 @@ class SwinStages(nn.Module):
 
     def _position_embedding(self, height: int, width: int) -> Tensor:
         """The absolute position embedding for a map: (1, height, width, C)."""
-        table = self.absolute_pos_embed
-        assert table is not None
-        if table.ndim == 4:
-            return resize_map(table, (height, width)).permute(0, 2, 3, 1)
-        return resize_position_table(table, self.patch_embed.grid_size, (height, width)).unflatten(1, (height, width))
+        raise AssertionError("a subclass gives the layout")
 
     def embed(self, image: Tensor) -> Tensor:
         """(B, C_in, H, W) → (B, ⌈H/4⌉, ⌈W/4⌉, C)."""
         x = self.patch_embed(image)
         if self.absolute_pos_embed is not None:
-            x = x + self._position_embedding(*x.shape[1:3])
+            height, width = x.shape[1:3]
+            x = x + self._position_embedding(height, width)
         return self.pos_drop(x)
 
     def maps(self, x: Tensor) -> Iterator[Tensor]:
@@ -215,6 +212,8 @@ class ELSASwin(Intermediates, SwinStages):
         **trunk: every other argument of SwinStages, checked there; ``drop_rate`` also acts before the head.
     """
 
+    output_fmt = "NHWC"  # timm's name for the order of forward_features
+
     def __init__(
         self, num_classes: int = 1000, global_pool: str = "avg", shift_small_maps: bool = False, **trunk: Any
     ) -> None:
@@ -222,8 +221,8 @@ class ELSASwin(Intermediates, SwinStages):
         self.num_features = self.head_hidden_size = self.stage_dims[-1]
         self.stage_ends, self.norm_from = list(range(len(self.stage_dims))), len(self.stage_dims) - 1
         self.feature_info = [
-            dict(num_chs=dim, reduction=4 * 2**stage, module=f"layers.{stage}")
-            for stage, dim in enumerate(self.stage_dims)
+            dict(num_chs=dim, reduction=4 * 2**stage, module=f"layers.{stage}.blocks.{len(layer.blocks) - 1}")
+            for stage, (dim, layer) in enumerate(zip(self.stage_dims, self._stages(), strict=True))
         ]
         self.norm: nn.Module = nn.LayerNorm(self.num_features)
         self.head_drop = nn.Dropout(self.pos_drop.p)
@@ -232,6 +231,11 @@ class ELSASwin(Intermediates, SwinStages):
     def _ape_table(self) -> Tensor:
         height, width = self.patch_embed.grid_size
         return nn.init.trunc_normal_(torch.empty(1, height * width, self.stage_dims[0]), std=0.02)
+
+    def _position_embedding(self, height: int, width: int) -> Tensor:
+        assert self.absolute_pos_embed is not None
+        table = resize_position_table(self.absolute_pos_embed, self.patch_embed.grid_size, (height, width))
+        return table.unflatten(1, (height, width))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) → the normalised last map, (B, ⌈H/32⌉, ⌈W/32⌉, C)."""
@@ -279,10 +283,11 @@ class ELSASwin(Intermediates, SwinStages):
             self.global_pool = global_pool
         self.num_classes = num_classes
         if not num_classes:
-            self.head: nn.Module = nn.Identity()
+            self.head: nn.Module = nn.Identity().train(self.training)
             return
         like = self.patch_embed.proj.weight
-        self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+        head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+        self.head = head.train(self.training)
         init_linear_layers(self.head)
 
     @torch.no_grad()
@@ -347,6 +352,10 @@ class ELSASwinMaps(Frozen, SwinStages):
 
     def _ape_table(self) -> Tensor:
         return nn.init.trunc_normal_(torch.empty(1, self.stage_dims[0], *self.patch_embed.grid_size), std=0.02)
+
+    def _position_embedding(self, height: int, width: int) -> Tensor:
+        assert self.absolute_pos_embed is not None
+        return resize_map(self.absolute_pos_embed, (height, width)).permute(0, 2, 3, 1)
 
     def frozen_modules(self) -> list[nn.Module]:
         if self.frozen_stages < 0:

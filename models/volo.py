@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from timm.layers import to_2tuple
 from timm.models import checkpoint_seq
 from timm.models.volo import VOLO
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .elsa import ELSABlock
 from .layers import crop_map, halve_by_maximum, init_linear_layers, lacking, pad_to_multiple, resize_map, select_stages
@@ -163,6 +163,8 @@ class ELSAVOLO(Intermediates, VOLO):
         Raises:
             ValueError: a box with an odd batch, whose images cannot be paired, or no head that gives token logits.
         """
+        if isinstance(x, fx.Proxy):  # arguments with defaults are traced, too: a graph is one of the images alone
+            mix_box, token_logits = None, False
         if mix_box is not None and len(x) % 2:
             raise ValueError(f"mix-token pairs the images of a batch: the batch must be even, got {len(x)} images")
         if not token_logits:

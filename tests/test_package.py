@@ -8,8 +8,11 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 PACKAGES = ("core", "kernels", "models", "data", "engine", "tools")
 MISTAKES = {
@@ -19,6 +22,8 @@ MISTAKES = {
     "xyz": "there are benchmark, check_data, ",
 }
 BY_NAME = (["train", "elsa_swin_tiny", "--print-config"], ["train", "mask_rcnn_elsa_swin_tiny_1x", "--print-config"])
+DIGIT = Path(__file__).resolve().parents[1] / "docs/digit.png"
+BY_MODEL = ["predict", "--model", "digits-classifier", str(DIGIT)]
 CALLS = (
     ["--version"],
     ["--help"],
@@ -27,6 +32,8 @@ CALLS = (
     ["check-data", "--help"],
     *([verb] for verb in MISTAKES),
     *BY_NAME,
+    ["zoo", "--task", "segmentation"],
+    BY_MODEL,
 )
 # Calls what the console script calls, once for each command line; one process, as importing takes the most time.
 CALLER = """
@@ -50,10 +57,13 @@ print(json.dumps([main.__code__.co_filename, said]))
 def installed(root, tmp_path_factory):
     """The wheel's content in a folder; built from a copy, where torch cannot be imported, hence without kernels."""
     place = tmp_path_factory.mktemp("package")
-    kept = shutil.ignore_patterns(
-        ".*", "build", "dist", "runs", "datasets", "weights", "*.so", "*.egg-info", "__pycache__"
-    )
-    shutil.copytree(root, place / "source", ignore=kept)
+    ignored = shutil.ignore_patterns(".*", "build", "dist", "*.so", "*.egg-info", "__pycache__")
+
+    def left_out(folder, names):
+        """What a checkout gathers, at its top runs and downloads too."""
+        return {*ignored(folder, names), *({"runs", "datasets", "weights"} if Path(folder) == root else ())}
+
+    shutil.copytree(root, place / "source", ignore=left_out)
     (place / "hidden").mkdir()
     (place / "hidden/torch.py").write_text("raise ImportError('hidden')")
     environment = {**os.environ, "ELSA_CUDA": "auto", "PYTHONPATH": str(place / "hidden")}
@@ -87,7 +97,7 @@ def elsa(installed):
 def test_every_module_recipe_and_type_marker_is_in_the_wheel_and_nothing_else(installed):
     source, site = installed / "source", installed / "site/elsa"
     shipped = {path for package in PACKAGES for path in (source / package).rglob("*.py")}
-    shipped |= {path for path in (source / "configs").rglob("*") if path.suffix in (".py", ".yaml")}
+    shipped |= {path for path in (source / "configs").rglob("*") if path.is_file()}
     expected = {str(path.relative_to(source)) for path in shipped} | {f"{package}/py.typed" for package in PACKAGES}
     found = {str(path.relative_to(site)) for path in site.rglob("*") if path.is_file()}
     assert found == expected | {"kernels/_build.json", "tools/tasks/visualize/page.html"}
@@ -125,3 +135,90 @@ def test_a_shipped_recipe_is_found_by_name_from_any_folder(elsa, call):
     code, out, error = elsa(*call)
     assert (code, error) == (0, "")
     assert "elsa_swin_tiny" in out
+
+
+def test_figures_and_weights_are_found_from_any_folder(elsa, installed):
+    code, out, error = elsa("zoo", "--task", "segmentation")
+    assert (code, error) == (0, "")
+    assert "upernet_elsa_swin_tiny" in out
+    code, _, error = elsa(*BY_MODEL)
+    assert code == 0, error
+    (found,) = json.loads((installed / "elsewhere/runs/predict/predictions.json").read_text())
+    assert found["top"][0]["class"] == "4"
+
+
+# ---- the package alone, without the extras
+
+
+def needed(root) -> set[str]:
+    """Distributions that requirements/base.txt asks for, and those that they ask for."""
+    lines = (root / "requirements/base.txt").read_text().splitlines()
+    waiting = [Requirement(line).name for line in lines if line and not line.startswith("#")]
+    found: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        try:
+            asked = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:  # for another system
+            continue
+        found.add(name)
+        wanted = [one for one in map(Requirement, asked) if one.marker is None or one.marker.evaluate({"extra": ""})]
+        waiting += [one.name for one in wanted if one.name not in found]
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(root, installed):
+    """``alone(*arguments)``: Python with the wheel and what its plain installation brings, and nothing else."""
+    packages = installed / "packages"
+    packages.mkdir()
+    for name in needed(root):
+        distribution = metadata.distribution(name)
+        for top in {file.parts[0] for file in distribution.files or () if file.parts[0] not in ("..", "__pycache__")}:
+            if not (packages / top).exists():
+                (packages / top).symlink_to(Path(str(distribution.locate_file(top))))
+    path = os.pathsep.join(map(str, (installed / "site", packages)))
+
+    def call(*arguments):
+        command = [sys.executable, "-S", *arguments]  # -S: without the packages that are installed here
+        place = installed / "site"
+        return subprocess.run(
+            command, cwd=place, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+        )
+
+    return call
+
+
+def test_a_plain_installation_has_operator_module_and_models(alone):
+    code = """
+import importlib.util, sys, torch, timm
+import elsa.kernels, elsa.models
+assert importlib.util.find_spec("yacs") is None and importlib.util.find_spec("matplotlib") is None
+layer = elsa.models.ELSA(dim=16, num_heads=2, kernel_size=3)
+layer(torch.randn(1, 5, 6, 16)).sum().backward()
+print(timm.create_model("elsa_swin_nano", num_classes=3)(torch.randn(2, 3, 64, 64)).shape)
+"""
+    done = alone("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "torch.Size([2, 3])"
+
+
+def test_a_plain_installation_names_the_extra_that_trains(alone):
+    done = alone("-m", "elsa.tools", "train", "elsa_swin_tiny")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("error: elsa train needs yacs, tensorboard, matplotlib, scikit-learn, not installed")
+    assert done.stderr.endswith("pip install 'elsa-attention[train]'\n")
+    assert alone("-m", "elsa.tools", "--version").returncode == 0
+
+
+def test_extras_ask_for_what_the_files_name(installed, root):
+    (place,) = installed.glob("site/*.dist-info")
+    (distribution,) = metadata.distributions(path=[str(place.parent)], name="elsa-attention")
+    asked = list(map(Requirement, distribution.requires))
+    by_extra = {
+        extra: {one.name for one in asked if one.marker and one.marker.evaluate({"extra": extra})}
+        for extra in ("train", "dense", "export", "launch", "all")
+    }
+    assert {one.name for one in asked if one.marker is None} == {"torch", "timm", "numpy", "safetensors", "tqdm"}
+    assert {"yacs", "matplotlib"} <= by_extra["train"] and "pycocotools" in by_extra["dense"]
+    assert by_extra["all"] == by_extra["train"] | by_extra["dense"] | by_extra["export"] | by_extra["launch"]

@@ -27,8 +27,13 @@ def citation(root):
 
 
 def requirements(path) -> dict[str, Requirement]:
-    lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
-    return {found.name: found for found in map(Requirement, filter(None, lines))}
+    """{name: what is asked for}, with the files that the file names."""
+    lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
+    found = {one.name: one for one in (Requirement(line) for line in lines if line and not line.startswith("-r "))}
+    for line in lines:
+        if line.startswith("-r "):
+            found |= requirements(path.parent / line.removeprefix("-r "))
+    return found
 
 
 def test_the_version_stands_in_one_place(root, project, citation):

@@ -10,14 +10,14 @@ import importlib
 import sys
 from pathlib import Path
 
+from elsa.tools.tasks.doctor.machine import require_extra
+
 
 def main() -> None:
     """Tells the version or the verbs, or runs the verb that the command line names."""
     asked = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if asked == "--version":
-        from elsa.core import __version__
-
-        print(f"elsa {__version__}")
+        print(f"elsa {importlib.import_module('elsa.core').__version__}")
     elif asked in ("-h", "--help"):
         print("usage: elsa VERB …; elsa VERB --help tells of each\n")
         print("\n".join(f"  {name:<18} {text}" for name, text in verbs().items()))
@@ -26,6 +26,7 @@ def main() -> None:
         sys.argv[:2] = ["elsa doctor"]
         importlib.import_module("elsa.tools.doctor").main()
     else:
+        require_extra("train", asked)  # a plain installation has the models alone
         from elsa.tools.tasks.outcome import run  # imports timm, which takes seconds
 
         run(dispatch)
@@ -33,11 +34,9 @@ def main() -> None:
 
 def verbs() -> dict[str, str]:
     """{verb: what it does, in a line}, from the files of this folder."""
-    found = {}
-    for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
-        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        found[path.stem] = text.partition("\n")[0]
-    return found
+    files = sorted(Path(__file__).parent.glob("[!_]*.py"))
+    texts = {path.stem: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "" for path in files}
+    return {name: text.partition("\n")[0] for name, text in texts.items()}
 
 
 def dispatch() -> None:

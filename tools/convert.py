@@ -22,10 +22,11 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run's folder, or a checkpoint")
     parser.add_argument("--output", type=Path, metavar="FILE", required=True, help=".safetensors, or .pt")
     parser.add_argument("--weights", choices=WEIGHTS, default="auto", help="auto: the EMA where there is one")
+    parser.add_argument("--half", action="store_true", help="weights as float16, of half the size")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE")
     args = parser.parse_args()
     setup_logging()
-    convert(args.checkpoint, args.output, args.weights, args.overwrite)
+    convert(args.checkpoint, args.output, args.weights, args.overwrite, args.half)
 
 
 if __name__ == "__main__":

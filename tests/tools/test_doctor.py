@@ -60,6 +60,7 @@ def test_python(monkeypatch):
         (["torch>=2.12,<3", "submitit; extra == 'launch'"], OK, "has all that it asks for", ""),
         (["torch<2"], PROBLEM, "2.", "install 'torch<2'"),
         (["nosuchpackage>=1"], PROBLEM, "not installed; nosuchpackage>=1 is needed", "install 'nosuchpackage>=1'"),
+        (['nosuchpackage; extra == "train"'], PROBLEM, "nosuchpackage is needed", "install 'nosuchpackage'"),
     ],
 )
 def test_packages(monkeypatch, asked, level, text, cure):

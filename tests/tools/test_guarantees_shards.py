@@ -117,6 +117,10 @@ def test_one_file_is_made_of_the_shards(task, sharded, tool, refused, launch, tm
     refused(tool("convert", sharded, "--output", tmp_path / "one.bin"), "must end in .safetensors or .pt")
     refused(tool("convert", sharded, "--output", tmp_path / "one.safetensors"), "--overwrite replaces it")
     refused(tool("convert", tmp_path / "none", "--output", tmp_path / "x.pt"), "does not exist")
+    refused(tool("convert", sharded, "--output", tmp_path / "x.pt", "--half"), "--half has no effect on .pt")
+    assert tool("convert", sharded, "--output", tmp_path / "half.safetensors", "--half").code == 0
+    halves = {key: value.half() if value.is_floating_point() else value for key, value in saved(sharded).items()}
+    assert same(safetensors.torch.load_file(tmp_path / "half.safetensors"), halves)
 
     (whole := tmp_path / "whole").mkdir()
     assert tool("convert", sharded, "--output", whole / "last.pt").code == 0

@@ -53,6 +53,7 @@ from .checkpoints import in_short
 from .classifier_evaluation import OPTIONS, evaluate_checkpoint
 from .classifier_plan import as_planned, batch_wish, classifier_outlook, memory_of, plan_of
 from .command import find_images
+from .complexity import count_classifier
 from .exporting import classifier as exporting
 from .gallery import ClassifierGallery
 from .networks import build_model, load_classifier, open_data, start_from_pretrained, token_grid
@@ -108,6 +109,9 @@ class Classification:
 
     def outlook(self, recipe: Recipe, args: argparse.Namespace) -> Outlook:
         return classifier_outlook(recipe, args)
+
+    def count(self, recipe: Recipe) -> dict[str, Any]:
+        return count_classifier(recipe.config)
 
 
 # ---- training ------------------------------------------------------------------------------------------------------

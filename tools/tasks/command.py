@@ -57,6 +57,8 @@ class Task(Protocol):
 
     def outlook(self, recipe: Recipe, args: argparse.Namespace) -> Outlook: ...
 
+    def count(self, recipe: Recipe) -> dict[str, Any]: ...
+
 
 def parser(description: str | None, checkpoint: bool) -> argparse.ArgumentParser:
     """CONFIG --trust-checkpoint --set --device --print-config, or [CONFIG] CHECKPOINT and the same."""
@@ -71,6 +73,10 @@ def parser(description: str | None, checkpoint: bool) -> argparse.ArgumentParser
     if checkpoint:
         arguments.add_argument(
             "checkpoint", type=Path, metavar="CHECKPOINT", help=".pt, .pth or .safetensors, or a run's folder"
+        )
+        names = ", ".join(shipped_weights())
+        arguments.add_argument(
+            "--model", metavar="NAME", help=f"weights that come with this package, for CONFIG and CHECKPOINT: {names}"
         )
     arguments.add_argument(
         "--trust-checkpoint",
@@ -106,8 +112,11 @@ def parse(
     """
     if {"-h", "--help"} & set(sys.argv[1:]):
         _add_all_options(verb, arguments)
-    known, _ = arguments.parse_known_intermixed_args()
+    words, model = _with_weights(sys.argv[1:]) if "--model" in arguments._option_string_actions else (None, None)
+    known, _ = arguments.parse_known_intermixed_args(words)
     _leave_out_config(known)
+    if model and known.config is not None:
+        raise ConfigError(f"--model {model} is CONFIG and CHECKPOINT in one: there is no place for {known.checkpoint}")
     if known.config is not None:
         path = find_recipe(known.config)
         task, recipe = read(path, known.overrides)
@@ -118,14 +127,14 @@ def parse(
         raise ConfigError(f"{known.config or known.checkpoint}: a recipe of {task.name}; this is for {only}")
     for flag, options in task.options.get(verb, []):
         arguments.add_argument(flag, **options)
-    args, rest = arguments.parse_known_intermixed_args()
+    args, rest = arguments.parse_known_intermixed_args(words)
     _leave_out_config(args)
     if rest:
         raise ConfigError(_unknown_option(rest[0], verb, task, arguments))
     if args.print_config:
         print(task.print_config(recipe), end="")
         sys.exit(0)
-    args.name = path.stem
+    args.name = model or path.stem
     if "checkpoint" in args:
         args.checkpoint = checkpoint_file(args.checkpoint)
     return task, recipe, args
@@ -200,6 +209,28 @@ def find_recipe(path: Path) -> Path:
 
 def shipped_recipes() -> dict[str, Path]:
     return {file.stem: file for kind in TASKS for file in sorted((CONFIGS / kind).glob("*.*"))}
+
+
+def shipped_weights() -> dict[str, Path]:
+    return {file.stem: file for file in sorted((CONFIGS / "weights").glob("*.safetensors"))}
+
+
+def _with_weights(words: list[str]) -> tuple[list[str], str | None]:
+    """The words of a command line with the file of ``--model NAME`` in its place, and the name.
+
+    Raises:
+        ConfigError: no such weights; the message has the nearest name, or all.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--model")
+    asked, others = early.parse_known_args(words)
+    if asked.model is None:
+        return words, None
+    shipped = shipped_weights()
+    if asked.model not in shipped:
+        hint = did_you_mean(asked.model, shipped) or f"; there are {', '.join(shipped) or 'none'}"
+        raise ConfigError(f"--model {asked.model}: no such weights come with this package{hint}")
+    return [str(shipped[asked.model]), *others], asked.model
 
 
 def is_recipe(path: Path) -> bool:

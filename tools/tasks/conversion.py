@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from elsa.core import CheckpointError, ConfigError, check_writable, logger, write_then_rename
 from elsa.core.archive import write_tensors
@@ -18,15 +19,17 @@ WEIGHTS = {"auto": ("state_dict_ema", "state_dict"), "model": ("state_dict",), "
 ENDINGS = (".safetensors", ".pt")
 
 
-def convert(source: Path, output: Path, weights: str, overwrite: bool) -> None:
+def convert(source: Path, output: Path, weights: str, overwrite: bool, half: bool = False) -> None:
     """Writes ``output``: weights with class names and recipe, or everything, as its ending says.
 
     Args:
         source: a run's folder (its newest checkpoint that is whole counts), a sharded checkpoint, or a run's file.
         weights: of ``WEIGHTS``.
+        half: writes weights as float16, of half the size.
 
     Raises:
-        ConfigError: another ending, a file that is there, weights that the checkpoint has not.
+        ConfigError: another ending, a file that is there, weights that the checkpoint has not, or that are too large
+            for float16.
         CheckpointError: absent, damaged, or no checkpoint of a run.
     """
     if output.suffix not in ENDINGS:
@@ -38,6 +41,8 @@ def convert(source: Path, output: Path, weights: str, overwrite: bool) -> None:
     if output.suffix == ".pt":
         if weights != "auto":
             raise ConfigError(f"--weights {weights} has no effect on .pt: it has all that the training goes on from")
+        if half:
+            raise ConfigError("--half has no effect on .pt: it has all that the training goes on from")
         write_then_rename(output, lambda beside: torch.save(content, beside))
     else:
         entry = next((name for name in WEIGHTS[weights] if name in content), None)
@@ -45,9 +50,20 @@ def convert(source: Path, output: Path, weights: str, overwrite: bool) -> None:
             raise ConfigError(f"--weights {weights}: {path} has no average of the weights")
         about = {name: json.dumps(content[name]) for name in ABOUT if name in content} | {"arch": content["arch"]}
         tensors = {name: tensor.contiguous() for name, tensor in content[entry].items()}
+        if half:
+            tensors = {name: _as_half(name, tensor) for name, tensor in tensors.items()}
         write_then_rename(output, lambda beside: write_tensors(beside, tensors, about))
         logger.info("%s has %s of %s", output, "the average of the weights" if "ema" in entry else "the weights", path)
     logger.info("%s, after step %d: %.1f MB", output, content["step"], output.stat().st_size / 1e6)
+
+
+def _as_half(name: str, tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    small = tensor.half()
+    if not torch.isfinite(small).all():
+        raise ConfigError(f"--half: {name} reaches {tensor.abs().max():.3g}, and float16 65504")
+    return small
 
 
 def _read(source: Path) -> tuple[Path, dict[str, Any]]:

@@ -19,7 +19,7 @@ from .mm import samples
 from .mm.evaluation import Metric, evaluate_checkpoint
 from .mm.exporting import Maps, export_dense
 from .mm.pictures import ObjectDrawing, ObjectPredictions
-from .mm.planning import dense_outlook
+from .mm.planning import count_dense, dense_outlook
 from .mm.prediction import predict
 from .mm.recipe import read_recipe, restore_recipe
 from .mm.training import build_training
@@ -77,6 +77,9 @@ class Detection:
 
     def outlook(self, recipe: Recipe, args: argparse.Namespace) -> Outlook:
         return dense_outlook(recipe, args)
+
+    def count(self, recipe: Recipe) -> dict[str, Any]:
+        return count_dense(recipe.config)
 
 
 def known_numbers(settings: Mapping[str, Any], classes: Sequence[str]) -> list[str]:

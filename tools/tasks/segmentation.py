@@ -17,7 +17,7 @@ from elsa.engine import Recipe, Runtime
 from .mm.evaluation import Metric, evaluate_checkpoint
 from .mm.exporting import Logits, export_dense
 from .mm.pictures import MapDrawing, MapPredictions
-from .mm.planning import dense_outlook
+from .mm.planning import count_dense, dense_outlook
 from .mm.prediction import predict
 from .mm.recipe import read_recipe, restore_recipe
 from .mm.samples import show_samples
@@ -88,6 +88,9 @@ class Segmentation:
 
     def outlook(self, recipe: Recipe, args: argparse.Namespace) -> Outlook:
         return dense_outlook(recipe, args)
+
+    def count(self, recipe: Recipe) -> dict[str, Any]:
+        return count_dense(recipe.config)
 
 
 def check_logits(model: Mapping[str, Any]) -> None:

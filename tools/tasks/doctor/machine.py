@@ -40,10 +40,29 @@ def packages(case: Case) -> Iterator[Finding]:
     except metadata.PackageNotFoundError:
         yield Finding("packages", NOTE, f"{DISTRIBUTION} is not installed, it runs from its sources", f"{PIP} -e .")
         return
-    wrong = [finding for text in asked if "extra ==" not in text for finding in _compare(text)]
+    needed = [text.partition(";")[0].strip() for text in asked if "extra ==" not in text or is_of("train", text)]
+    wrong = [finding for text in needed for finding in _compare(text)]
     yield from wrong
     if not wrong:
         yield Finding("packages", OK, f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)} has all that it asks for")
+
+
+def is_of(extra: str, text: str) -> bool:
+    """Whether a requirement belongs to this extra of the distribution."""
+    return re.search(rf"extra == ['\"]{extra}['\"]", text) is not None
+
+
+def require_extra(extra: str, verb: str) -> None:
+    """Ends the command with a line where what this extra asks for is not installed; not where it runs from sources."""
+    try:
+        asked = metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        return
+    names = [re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in asked if is_of(extra, text)]
+    if lacking := [name for name in names if version_of(name) is None]:
+        cure = f"pip install '{DISTRIBUTION}[{extra}]'"
+        print(f"error: elsa {verb} needs {', '.join(lacking)}, not installed: {cure}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _compare(text: str) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ from elsa.engine.memory import IMAGES, Memory
 from elsa.engine.options import OPTIONS
 from elsa.engine.schema import SCHEMA
 
+from ..complexity import multiply_adds
 from ..conclusion import parameters
 from ..outlook import PRECISIONS, Outlook
 from ..planning import ALIKE, Wish, estimated
@@ -28,6 +29,8 @@ from .session import build_model, prepare
 NAMES = ("global_batch", "optim_wrapper.accumulative_counts", "run.lr_rule")
 # Training images: COCO's with objects of a size that detectors are trained on, as filter_cfg of the recipes says.
 WELL_KNOWN = {"instances_train2017.json": 117_266, "CheckedADE20KDataset": 20_210}
+# Height and width of the images that the multiply-adds of dense models are usually told of.
+COMPARED = {"mmdet": (800, 1280), "mmseg": (512, 2048)}
 CHECKPOINTED = "model.backbone.with_cp"
 
 
@@ -190,9 +193,7 @@ def _area(size: tuple[int, int]) -> int:
 def dense_outlook(recipe: Recipe, args: argparse.Namespace) -> Outlook:
     """For ``foresee``: the model is built on the meta device, as for a GPU."""
     config = recipe.config
-    prepare(config)
-    with torch.device("meta"):
-        model, _ = build_model(config, Runtime(0, 1, torch.device("cuda")))
+    model = _without_memory(config)
     optim, length = config.optim_wrapper, config.train_cfg
     mixed = {"bfloat16": "bf16"}.get(optim.get("dtype"), "fp16") if optim.get("type") == "AmpOptimWrapper" else "fp32"
     dtype, parallel = PRECISIONS[args.precision or mixed], args.parallel or _option(config, "parallel")
@@ -208,6 +209,27 @@ def dense_outlook(recipe: Recipe, args: argparse.Namespace) -> Outlook:
         steps=length.get("max_iters"),
         measured=lambda processes: memory_of(config, model, "cuda", dtype, processes, parallel),
     )
+
+
+def _without_memory(config: Config) -> nn.Module:
+    prepare(config)
+    with torch.device("meta"):
+        return build_model(config, Runtime(0, 1, torch.device("cuda")))[0]
+
+
+def count_dense(config: Config) -> dict[str, Any]:
+    """Height and width of an image as detectors and segmentors are usually compared, and as they are tested where the
+    images are drawn; parameters of the whole, multiply-adds of the backbone."""
+    model = _without_memory(config)
+    size = COMPARED[config.default_scope]
+    if config.get("embedded"):
+        height, width = _size_after(config.test_dataloader.dataset.pipeline, None) or size
+        size = (height, width)
+    return {
+        "input": list(size),
+        "parameters": parameters(model),
+        "multiply_adds": multiply_adds(model.backbone, (3, *size)),
+    }
 
 
 def _known_images(config: Config) -> int | None:
