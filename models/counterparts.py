@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from elsa.kernels import elsa_attention, neighbour_products, neighbour_sums
 
-from .elsa import ELSA, GhostHead
+from .elsa import ELSABlock, GhostHead, LocalBlock
 from .mlp import apply_linear
 
 GENERATIONS = ("dot", "parametric")
@@ -132,7 +132,6 @@ class Depthwise(nn.Module):
     def __init__(
         self,
         dim: int,
-        num_heads: int | None = None,
         *,
         kernel_size: int = 7,
         dilation: int = 1,
@@ -204,23 +203,30 @@ class DynamicFilters(nn.Module):
         return filters * self.deviation[which][:, None] + self.shift[which][:, None]
 
 
-OPERATORS: dict[str, tuple[type[nn.Module], dict[str, str], tuple[str, ...]]] = {  # class, fixed and taken arguments
-    "elsa": (ELSA, {}, ("lam", "gamma", "group_width", "qk_scale", "attn_drop")),
-    "hadamard": (ELSA, {}, ("lam", "gamma", "group_width", "qk_scale", "attn_drop")),
-    "neighbourhood": (NeighbourhoodAttention, {}, ("lam", "gamma", "position_bias", "attn_drop")),
-    "parametric": (
-        NeighbourhoodAttention,
-        {"generation": "parametric"},
-        ("lam", "gamma", "position_bias", "attn_drop"),
-    ),
-    "dynamic": (DynamicFilters, {}, ()),
-    "depthwise": (Depthwise, {}, ()),
+TAKEN = {  # of the arguments of all operators, each one's own
+    "elsa": ("lam", "gamma", "group_width", "qk_scale", "attn_drop"),
+    "hadamard": ("lam", "gamma", "group_width", "qk_scale", "attn_drop"),
+    "neighbourhood": ("lam", "gamma", "position_bias", "attn_drop"),
+    "parametric": ("lam", "gamma", "position_bias", "attn_drop"),
+    "dynamic": (),
+    "depthwise": (),
 }
 
 
-def local_operator(kind: str, dim: int, num_heads: int, **arguments: Any) -> nn.Module:
-    """The operator of a name in OPERATORS; of the arguments, those of the other operators are left out."""
-    operator, fixed, taken = OPERATORS[kind]
-    taken += ("kernel_size", "qkv_bias", "proj_drop")
-    given = {name: value for name, value in arguments.items() if name in taken}
-    return operator(dim, num_heads, **fixed, **given)
+def local_block(
+    kind: str, dim: int, num_heads: int, *, mlp_ratio: float, drop_path: float, proj_drop: float, **arguments: Any
+) -> LocalBlock:
+    """A block around the operator of a name in TAKEN; arguments of other operators are left out."""
+    given = {name: arguments[name] for name in (*TAKEN[kind], "kernel_size", "qkv_bias")}
+    block: dict[str, float] = dict(mlp_ratio=mlp_ratio, drop_path=drop_path, proj_drop=proj_drop)
+    if kind in ("elsa", "hadamard"):
+        return ELSABlock(dim, num_heads, **block, **given)
+    attn: nn.Module
+    if kind == "depthwise":
+        attn = Depthwise(dim, proj_drop=proj_drop, **given)
+    elif kind == "dynamic":
+        attn = DynamicFilters(dim, num_heads, proj_drop=proj_drop, **given)
+    else:
+        generation = "dot" if kind == "neighbourhood" else kind
+        attn = NeighbourhoodAttention(dim, num_heads, generation=generation, proj_drop=proj_drop, **given)
+    return LocalBlock(attn, dim, **block)

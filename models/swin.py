@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .counterparts import local_operator
-from .elsa import LocalBlock
+from .counterparts import local_block
 from .layers import (
     PatchEmbed,
     PatchMerging,
@@ -136,9 +135,8 @@ class SwinStages(nn.Module):
                     blocks.append(WindowBlock(dim, heads, drop_path=next(rates), **common, **of))
                 else:
                     default = 1 if kind == "elsa" else 0
-                    ghosts = dict(lam=lam or 0, gamma=default if gamma is None else gamma)
-                    attn = local_operator(kind, dim, heads, proj_drop=proj_drop_rate, **ghosts, **local)
-                    blocks.append(LocalBlock(attn, dim, drop_path=next(rates), **common))
+                    ghosts: Arguments = dict(lam=lam or 0, gamma=default if gamma is None else gamma)
+                    blocks.append(local_block(kind, dim, heads, drop_path=next(rates), **common, **ghosts, **local))
             self.layers.append(Stage(blocks, dim, merge=stage < len(depths) - 1))
 
         init_linear_layers(self)

@@ -12,7 +12,7 @@ from elsa.engine.parallel import blocks
 
 
 @pytest.mark.parametrize(("name", "count", "kinds"), [
-    ("elsa_swin_tiny", 12, {"LocalBlock", "WindowBlock"}),
+    ("elsa_swin_tiny", 12, {"ELSABlock", "WindowBlock"}),
     ("elsa_volo_d1", 20, {"ELSABlock", "Transformer", "ClassBlock"}),
     ("swin_tiny_patch4_window7_224", 12, {"SwinTransformerBlock"}),
     ("convnext_tiny", 18, {"ConvNeXtBlock"}),

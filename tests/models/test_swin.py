@@ -8,11 +8,9 @@ import timm
 import torch
 from torch import nn
 
-from elsa.models import ELSA, VARIANTS, ELSASwin, ELSASwinMaps
-from elsa.models.elsa import LocalBlock
+from elsa.models import VARIANTS, ELSABlock, ELSASwin, ELSASwinMaps
 from elsa.models.layers import (
     PatchEmbed,
-    WindowAttention,
     WindowBlock,
 )
 
@@ -82,9 +80,7 @@ def test_parameter_counts_are_the_published_ones(name, millions):
 def test_elsa_in_the_first_three_stages_windows_in_the_last():
     model = timm.create_model("elsa_swin_nano")
     kinds = [{type(block) for block in stage.blocks} for stage in model.layers]
-    assert kinds == [{LocalBlock}] * 3 + [{WindowBlock}]
-    operators = [{type(block.attn) for block in stage.blocks} for stage in model.layers]
-    assert operators == [{ELSA}] * 3 + [{WindowAttention}]
+    assert kinds == [{ELSABlock}] * 3 + [{WindowBlock}]
 
 
 def test_blocks_use_qk_scale_one_unless_told():

@@ -19,9 +19,10 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from elsa.models import ELSABlock
+from elsa.models.elsa import LocalBlock
 from elsa.models.layers import PatchMerging, WindowBlock
 
-BLOCKS = (ELSABlock, WindowBlock, Transformer, Outlooker, ClassBlock)
+BLOCKS = (LocalBlock, WindowBlock, Transformer, Outlooker, ClassBlock)
 ELSA_PARTS = ("projection", "Hadamard convolution", "logits", "aggregation", "output projection")
 PARTS = ("norms", *ELSA_PARTS, "attention", "MLP", "residuals")
 EMBEDDING, MERGING, REST = "patch embedding", "patch merging", "head and loss"
