@@ -15,6 +15,7 @@ import elsa.models  # noqa: F401  (registers the networks)
 from elsa.core import ConfigError, TrainingError
 from elsa.models import load_pretrained
 from elsa.tools.tasks.exporting import formats
+from elsa.tools.tasks.exporting.pooling import pool_by_products
 from elsa.tools.tasks.exporting.writing import export_network
 
 CLASSES = ["ant", "bee", "cat"]
@@ -88,6 +89,16 @@ def test_program(trained, tmp_path):
     for shape in ((1,), (5,), (2, 45, 61), (1, 96, 33)):
         torch.testing.assert_close(program(images(*shape)), trained[2](images(*shape)), atol=1e-4, rtol=1e-4)
     assert json.loads(extra[formats.ENTRY])["classes"] == CLASSES
+    assert (tmp_path / "net.pt2").stat().st_size < 2e6  # not with the images that it was traced with
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (7, 7), (8, 13)])
+@pytest.mark.parametrize("parts", [2, (3, 4), 6])
+def test_adaptive_pooling_by_products(size, parts):
+    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(parts))
+    x = torch.randn(2, 3, *size)
+    assert pool_by_products(network)[0].__class__.__name__ == "ProductPool"
+    torch.testing.assert_close(pool_by_products(network)(x), network(x))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
