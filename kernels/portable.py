@@ -46,7 +46,7 @@ def portable_program(
 
 def sizes_may_be_one() -> AbstractContextManager[None]:
     """In here ``torch.export`` and AOTInductor take no open size to be other than one, as ONNX's exporter does."""
-    return torch.fx.experimental._config.patch(backed_size_oblivious=True)
+    return torch.fx.experimental._config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
 
 
 def is_portable() -> bool:

@@ -37,5 +37,6 @@ def attend_locally(
     tensors = (value, logits, ghost_mul, ghost_add)
     if is_portable():
         return gathered_attention(*tensors, num_heads, kernel_size, dilation, attn_drop)
-    sizes = dict(num_heads=num_heads, kernel_size=kernel_size, dilation=dilation)
-    return elsa_attention(*tensors, **sizes, attn_drop=attn_drop)
+    return elsa_attention(
+        *tensors, num_heads=num_heads, kernel_size=kernel_size, dilation=dilation, attn_drop=attn_drop
+    )
