@@ -298,24 +298,15 @@ class WindowBlock(nn.Module):
         self.window_size = window_size
         self.attn.set_window_size(window_size)
 
-    def _shift(self, height: int, width: int) -> int | Tensor:
-        """By how many positions windows are shifted; an integer tensor in graphs that hold maps of any size."""
-        shift = self.window_size // 2 if self.shifted else 0
-        if self.shift_small_maps or not shift:
-            return shift
-        if is_of_any_size(height, width):
-            sides = torch.stack([torch.arange(side).amax(0) + 1 for side in (height, width)])
-            return (sides.amin(0) > self.window_size).long() * shift
-        return 0 if min(height, width) <= self.window_size else shift
-
     def window_attention(self, x: Tensor) -> Tensor:
         """Pad, shift, attend within windows, undo: (B, H, W, C) → (B, H, W, C)."""
         height, width = x.shape[1:3]
-        shift = self._shift(height, width)
+        shift = self.window_size // 2 if self.shifted else 0
         x = pad_to_multiple(x, self.window_size)
         if is_of_any_size(height, width):
             return self._gathered(x, (height, width), shift)
-        assert isinstance(shift, int)
+        if not self.shift_small_maps and min(height, width) <= self.window_size:
+            shift = 0
         padded_height, padded_width = x.shape[1:3]
         mask = None
         if shift:
@@ -328,9 +319,13 @@ class WindowBlock(nn.Module):
         return x[:, :height, :width]
 
     def _gathered(self, x: Tensor, sizes: tuple[int, int], shift: int | Tensor) -> Tensor:
-        """The same of a padded map, for graphs that hold maps of any size: which of them have a single window, and that
-        the map is no larger when it is padded, they would have to know where views are made."""
+        """The same of a padded map, for graphs that hold maps of any size: for views and slices they would have to know
+        whether there is a single window, and that no map is larger than it is padded. What depends on the size is a
+        tensor: whether windows are shifted."""
         padded, window = (x.shape[1], x.shape[2]), self.window_size
+        if not self.shift_small_maps and self.shifted:
+            sides = torch.stack([torch.arange(side).amax(0) + 1 for side in sizes])
+            shift = (sides.amin(0) > window).long() * shift
         there = places_of_windows(*padded, window, shift, x.device)
         back = places_in_windows(sizes, padded, window, shift, x.device)
         windows = x.flatten(1, 2).index_select(1, there).unflatten(1, (-1, window**2)).flatten(0, 1)

@@ -14,8 +14,8 @@ from elsa.kernels.reference import elsa_attention_reference
 from elsa.models.layers import WindowBlock
 
 SMALL = {
-    "elsa_swin_nano": dict(embed_dim=8, num_heads=(1, 1, 2, 2), attention=("elsa", "window", "window", "window"),
-                           depths=(1, 2, 1, 2), ape=True, img_size=64),
+    "elsa_swin_nano": dict(embed_dim=8, num_heads=(1, 2), attention=("elsa", "window"), depths=(1, 2), ape=True,
+                           img_size=64),
     "elsa_volo_nano": dict(embed_dims=(16, 32), num_heads=(1, 2), stem_hidden_dim=8, layers=(1, 1, 1, 1), img_size=64),
 }  # fmt: skip
 SHAPES = ((1, 64, 64), (3, 64, 64), (2, 45, 131), (1, 160, 33), (1, 32, 32))

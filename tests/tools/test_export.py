@@ -15,11 +15,14 @@ import elsa.models  # noqa: F401  (registers the networks)
 from elsa.core import ConfigError, TrainingError
 from elsa.models import load_pretrained
 from elsa.tools.tasks.exporting import formats
+from elsa.tools.tasks.exporting.pooling import pool_by_products
 from elsa.tools.tasks.exporting.writing import export_network
 
 CLASSES = ["ant", "bee", "cat"]
+SIZES = dict(embed_dim=8, num_heads=(1, 2), depths=(1, 2), attention=("elsa", "window"), elsa_kernel=3)
 SMALL = """
-MODEL: {NAME: elsa_swin_nano, NUM_CLASSES: 3, KWARGS: {embed_dim: 8, num_heads: [1, 1, 2, 2], elsa_kernel: 3}}
+MODEL: {NAME: elsa_swin_nano, NUM_CLASSES: 3, KWARGS: {embed_dim: 8, num_heads: [1, 2], depths: [1, 2],
+        attention: [elsa, window], elsa_kernel: 3}}
 DATA: {DATASET: folder, ROOT: nowhere, IMG_SIZE: 28, BATCH: 8}
 AUG: {MIXUP: 0.0, CUTMIX: 0.0}
 """
@@ -32,8 +35,7 @@ def trained(tmp_path_factory):
     recipe, checkpoint = folder / "small.yaml", folder / "best.pt"
     recipe.write_text(SMALL)
     torch.manual_seed(0)
-    sizes = dict(embed_dim=8, num_heads=(1, 1, 2, 2), elsa_kernel=3)
-    model = timm.create_model("elsa_swin_nano", num_classes=3, img_size=28, **sizes).eval()
+    model = timm.create_model("elsa_swin_nano", num_classes=3, img_size=28, **SIZES).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     torch.save({"state_dict": model.state_dict(), "classes": CLASSES}, checkpoint)
@@ -88,6 +90,16 @@ def test_program(trained, tmp_path):
     for shape in ((1,), (5,), (2, 45, 61), (1, 96, 33)):
         torch.testing.assert_close(program(images(*shape)), trained[2](images(*shape)), atol=1e-4, rtol=1e-4)
     assert json.loads(extra[formats.ENTRY])["classes"] == CLASSES
+    assert (tmp_path / "net.pt2").stat().st_size < 2e6  # not with the images that it was traced with
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (7, 7), (8, 13)])
+@pytest.mark.parametrize("parts", [2, (3, 4), 6])
+def test_adaptive_pooling_by_products(size, parts):
+    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(parts))
+    x = torch.randn(2, 3, *size)
+    assert pool_by_products(network)[0].__class__.__name__ == "ProductPool"
+    torch.testing.assert_close(pool_by_products(network)(x), network(x))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -100,8 +112,7 @@ def test_weights(trained, tmp_path, dtype):
             assert torch.equal(stream.get_tensor(name), wanted)
     difference = json.loads(path.with_name("net.safetensors.json").read_text())["measured"]["difference"]
     assert difference == 0 if dtype == "float32" else 1e-4 < difference < 0.1
-    model = timm.create_model("elsa_swin_nano", num_classes=3, img_size=28, embed_dim=8, num_heads=(1, 1, 2, 2),
-                              elsa_kernel=3)  # fmt: skip
+    model = timm.create_model("elsa_swin_nano", num_classes=3, img_size=28, **SIZES)
     report = load_pretrained(model, path)
     assert report.cast == (() if dtype == "float32" else ("bfloat16",))
 

@@ -23,7 +23,8 @@ from .subject import Call, Subject, as_tuple
 
 ENTRY = "elsa.json"  # of a program's or a library's archive; in ONNX's and safetensors' metadata "elsa"
 MOST_IMAGES = 4096  # of a batch, for what is compiled
-SHORTEST_SIDE, LONGEST_SIDE = 32, 8192  # of an image, likewise; a size of training below it is the shortest
+# Of an image, likewise: two positions at stride 32 are the least; a size of training below it is the shortest.
+SHORTEST_SIDE, LONGEST_SIDE = 33, 8192
 
 
 def graph_inputs(subject: Subject, any_size: bool) -> tuple[tuple[Tensor], tuple[dict[int, Any]]]:
@@ -78,8 +79,10 @@ def _program(subject: Subject, any_size: bool, dtype: str) -> torch.export.Expor
 
 
 def write_program(subject: Subject, path: Path, any_size: bool, dtype: str, quantize: str | None) -> Call:
+    program = _program(subject, any_size, dtype)
+    program.example_inputs = ((subject.images(subject.shapes[0]),), {})  # which the file holds
     with path.open("wb") as file:
-        torch.export.save(_program(subject, any_size, dtype), file, extra_files={ENTRY: to_json(subject.about)})
+        torch.export.save(program, file, extra_files={ENTRY: to_json(subject.about)})
     with path.open("rb") as file:
         module = torch.export.load(file).module()
     return lambda images: as_tuple(module(images))
