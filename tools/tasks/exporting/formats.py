@@ -116,7 +116,9 @@ def write_onnx(subject: Subject, path: Path, any_size: bool, dtype: str, quantiz
         graph = _in_int8(graph, path)
     onnx.helper.set_model_props(graph, {"elsa": to_json(subject.about)})
     onnx.save(graph, path)
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # it is compared with PyTorch
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
 
     def call(images: Tensor) -> tuple[Tensor, ...]:
         found = session.run(list(subject.outputs), {"images": images.numpy()})

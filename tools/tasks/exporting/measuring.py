@@ -13,7 +13,7 @@ import torch
 
 from elsa.core import TrainingError
 
-from ..benchmark.measure import cpu_seconds, shortest
+from ..benchmark.measure import cpu_seconds, processor_seconds, shortest
 from .subject import Call, Shape, Subject
 
 TOLERANCE = 1e-4  # of the largest number of an output, in float32
@@ -54,13 +54,15 @@ def compare(call: Call, subject: Subject, shapes: Sequence[Shape], most: float) 
 
 
 def latencies(calls: Mapping[str, Call], subject: Subject) -> dict[str, dict[str, float]]:
-    """Milliseconds of the fastest of some calls of each, by the images' shape."""
+    """Milliseconds of the fastest of some calls of each, by the images' shape: of the processor's time where there is
+    one thread, so that other programs do not count."""
     found: dict[str, dict[str, float]] = {name: {} for name in calls}
+    clock = processor_seconds if torch.get_num_threads() == 1 else cpu_seconds
     with torch.no_grad():
         for shape in subject.shapes[:TIMED]:
             images = subject.images(shape)
             bound = {name: (lambda call=call, images=images: call(images)) for name, call in calls.items()}
-            for name, seconds in shortest(bound, SECONDS, cpu_seconds).items():
+            for name, seconds in shortest(bound, SECONDS, clock).items():
                 found[name]["×".join(map(str, shape))] = round(1e3 * seconds, 3)
     return found
 

@@ -25,7 +25,8 @@ def add_options(arguments: argparse.ArgumentParser) -> None:
         "--size",
         choices=SIZES,
         default="auto",
-        help="of images that a graph takes: any, or the recipe's alone; auto: any where the network allows it",
+        help="of images that a graph takes: any, or the recipe's; auto: any where the network allows it, of aoti the "
+        "recipe's",
     )
     arguments.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights, and of what is computed")
     arguments.add_argument("--quantize", choices=("int8",), help="ONNX: linear layers by 8-bit integers")

@@ -46,6 +46,10 @@ def _written(subject: Subject, path: Path, args: argparse.Namespace, form: str) 
         ConfigError: this network cannot be written in this format.
     """
     any_size = form in GRAPHS and args.size != "fixed"
+    if form == "aoti" and args.size == "auto":
+        logger.info("images of %d×%d alone; libraries for any size take long and are slow; --size any makes one",
+                    *subject.size)  # fmt: skip
+        any_size = False
     if any_size and (reason := why_one_size(subject)):
         if args.size == "any":
             raise ConfigError(f"--size any: {subject.name} takes images of one size: {reason}")
