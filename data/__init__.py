@@ -7,6 +7,7 @@ from elsa.core import DataError
 
 from .decode import UnreadableImage, decode, decode_labels, read_header
 from .embedded.digits import write_digits
+from .embedded.emoji import write_emoji
 from .embedded.scene_sets import DIGITS_ADE_CLASSES, write_digits_ade, write_digits_coco
 from .embedded.scenes import SCENE_CLASSES
 from .images.balance import class_weights
@@ -56,5 +57,6 @@ __all__ = [
     "write_digits",
     "write_digits_ade",
     "write_digits_coco",
+    "write_emoji",
     "write_label_map",
 ]

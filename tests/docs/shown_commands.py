@@ -19,18 +19,24 @@ from elsa.tools.tasks.command import CONFIGS, shipped_recipes
 
 VERBS = Path(elsa.tools.__file__).parent
 BLOCK = re.compile(r"^```(bash|)\n(.*?)^```$|((?:^ {4}.*\n)+)", re.MULTILINE | re.DOTALL)
+NOT_RUN = re.compile(r"<!-- not run: (.+?) -->")
 OPERATORS = ("&&", "||", ";", "|", ">", ">>", "<")
 PLACEHOLDER = re.compile(r"^[A-Z][A-Z_]*$|…|[\[\]|{}*$]")
 
 
 @dataclass(frozen=True)
 class Command:
-    """``elsa VERB words…`` of a page, in whatever words it is written there: ``python tools/VERB.py`` and the like."""
+    """``elsa VERB words…`` of a page, in whatever words it is written there: ``python tools/VERB.py`` and the like.
+
+    Attributes:
+        not_run: why no test runs it, as a comment ``<!-- not run: … -->`` in the last line before its block says.
+    """
 
     page: str
     line: int
     verb: str
     words: tuple[str, ...]
+    not_run: str = ""
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}: {self.verb} {' '.join(self.words)}"
@@ -41,6 +47,8 @@ def commands(page: Path) -> Iterator[Command]:
     text = page.read_text()
     for block in BLOCK.finditer(text):
         first = text[: block.start()].count("\n") + 1 + bool(block[2])
+        before = text[: block.start()].rstrip().rpartition("\n")[2]
+        reason = NOT_RUN.search(before)
         lines = (block[2] or block[3]).splitlines()
         while lines:
             number, line = first, lines.pop(0).strip()
@@ -49,7 +57,7 @@ def commands(page: Path) -> Iterator[Command]:
                 line, first = line[:-1] + lines.pop(0).strip(), first + 1
             for words in _simple(line):
                 if called := _verb(words):
-                    yield Command(page.name, number, called[0], tuple(called[1]))
+                    yield Command(page.name, number, called[0], tuple(called[1]), reason[1] if reason else "")
 
 
 def _simple(line: str) -> Iterator[list[str]]:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+import functools
 import os
-import runpy
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from guarantees import BF16, DENSE_BF16, DENSE_KEYS, KEYS, LINEAR, Case
 from launches import Launch
 from PIL import Image
+from running import Outcome, run_tool
 
 from elsa.data import write_digits_ade
 from elsa.engine import Trainer
@@ -25,29 +22,10 @@ from elsa.models.mm import operators
 operators.provide()  # before a test imports mmdet or mmseg
 
 
-@dataclass
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def tool(root, monkeypatch):
+def tool(root):
     """``tool("train", *arguments)`` runs tools/train.py in this process: exit code and what it printed."""
-
-    def call(verb: str, *arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", [f"tools/{verb}.py", *map(str, arguments)])
-        out, err, code, threads = io.StringIO(), io.StringIO(), 0, torch.get_num_threads()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                runpy.run_path(str(root / "tools" / f"{verb}.py"), run_name="__main__")
-            except SystemExit as leaving:
-                code = leaving.code or 0
-        torch.set_num_threads(threads)  # a benchmark's choice is not that of the runs after it
-        return Outcome(code, out.getvalue(), err.getvalue())
-
-    return call
+    return functools.partial(run_tool, root)
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from elsa.data import (
     decode,
     eval_loader,
     eval_transform,
+    image_size,
     token_targets,
     train_loader,
 )
@@ -56,7 +57,7 @@ from .command import find_images
 from .complexity import count_classifier
 from .exporting import classifier as exporting
 from .gallery import ClassifierGallery
-from .networks import build_model, load_classifier, open_data, start_from_pretrained, token_grid
+from .networks import build_model, create_network, load_classifier, open_data, start_from_pretrained, token_grid
 from .outlook import Outlook
 from .pictures import class_text, draw_grid, told
 from .planning import settle_here
@@ -112,6 +113,10 @@ class Classification:
 
     def count(self, recipe: Recipe) -> dict[str, Any]:
         return count_classifier(recipe.config)
+
+    def network(self, recipe: Recipe) -> tuple[nn.Module, tuple[int, int, int]]:
+        config = recipe.config
+        return create_network(config), (config.MODEL.IN_CHANS, *image_size(config))
 
 
 # ---- training ------------------------------------------------------------------------------------------------------

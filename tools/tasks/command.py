@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import nn
+
 import elsa.core
 from elsa.core import ConfigError, DataError, did_you_mean, logger
 from elsa.core.archive import checkpoint_file
@@ -58,6 +60,8 @@ class Task(Protocol):
     def outlook(self, recipe: Recipe, args: argparse.Namespace) -> Outlook: ...
 
     def count(self, recipe: Recipe) -> dict[str, Any]: ...
+
+    def network(self, recipe: Recipe) -> tuple[nn.Module, tuple[int, int, int]]: ...
 
 
 def parser(description: str | None, checkpoint: bool) -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mmengine.config import Config
+from torch import nn
 
 from elsa.core import ConfigError
 from elsa.engine import Recipe, Runtime
@@ -19,7 +20,7 @@ from .mm import samples
 from .mm.evaluation import Metric, evaluate_checkpoint
 from .mm.exporting import Maps, export_dense
 from .mm.pictures import ObjectDrawing, ObjectPredictions
-from .mm.planning import count_dense, dense_outlook
+from .mm.planning import compared_backbone, count_dense, dense_outlook
 from .mm.prediction import predict
 from .mm.recipe import read_recipe, restore_recipe
 from .mm.training import build_training
@@ -80,6 +81,9 @@ class Detection:
 
     def count(self, recipe: Recipe) -> dict[str, Any]:
         return count_dense(recipe.config)
+
+    def network(self, recipe: Recipe) -> tuple[nn.Module, tuple[int, int, int]]:
+        return compared_backbone(recipe.config)
 
 
 def known_numbers(settings: Mapping[str, Any], classes: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mmengine.config import Config
+from torch import nn
 
 from elsa.core import ConfigError
 from elsa.engine import Recipe, Runtime
@@ -17,7 +18,7 @@ from elsa.engine import Recipe, Runtime
 from .mm.evaluation import Metric, evaluate_checkpoint
 from .mm.exporting import Logits, export_dense
 from .mm.pictures import MapDrawing, MapPredictions
-from .mm.planning import count_dense, dense_outlook
+from .mm.planning import compared_backbone, count_dense, dense_outlook
 from .mm.prediction import predict
 from .mm.recipe import read_recipe, restore_recipe
 from .mm.samples import show_samples
@@ -91,6 +92,9 @@ class Segmentation:
 
     def count(self, recipe: Recipe) -> dict[str, Any]:
         return count_dense(recipe.config)
+
+    def network(self, recipe: Recipe) -> tuple[nn.Module, tuple[int, int, int]]:
+        return compared_backbone(recipe.config)
 
 
 def check_logits(model: Mapping[str, Any]) -> None:

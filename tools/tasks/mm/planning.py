@@ -220,16 +220,25 @@ def _without_memory(config: Config) -> nn.Module:
 def count_dense(config: Config) -> dict[str, Any]:
     """Height and width of an image as detectors and segmentors are usually compared, and as they are tested where the
     images are drawn; parameters of the whole, multiply-adds of the backbone."""
-    model = _without_memory(config)
-    size = COMPARED[config.default_scope]
-    if config.get("embedded"):
-        height, width = _size_after(config.test_dataloader.dataset.pipeline, None) or size
-        size = (height, width)
+    model, size = _without_memory(config), _compared_size(config)
     return {
         "input": list(size),
         "parameters": parameters(model),
         "multiply_adds": multiply_adds(model.backbone, (3, *size)),
     }
+
+
+def compared_backbone(config: Config) -> tuple[nn.Module, tuple[int, int, int]]:
+    """The backbone, freshly initialised, and the image of which its multiply-adds are counted."""
+    prepare(config)
+    return build_model(config, Runtime(0, 1, torch.device("cpu")))[0].backbone, (3, *_compared_size(config))
+
+
+def _compared_size(config: Config) -> tuple[int, int]:
+    size = COMPARED[config.default_scope]
+    if config.get("embedded"):
+        size = _size_after(config.test_dataloader.dataset.pipeline, None) or size
+    return size
 
 
 def _known_images(config: Config) -> int | None:
