@@ -1,6 +1,7 @@
-"""oneDNN's linear layers and MLPs as operators of their own, which torch.compile takes into its graphs as they are.
+"""Linear layers of oneDNN, and MLPs some rows at a time, as operators that torch.compile takes into its graphs.
 
-Without them a compiled network would compute with MKL's products, at half the speed where ``onednn.processor`` says so.
+Without the layers a compiled network would compute with MKL's products, at half the speed where ``onednn.processor`` says
+so; without the MLPs it would write their hidden maps to memory, which an uncompiled one does not.
 """
 
 from __future__ import annotations
@@ -27,9 +28,24 @@ def has_bfloat16() -> bool:
     return onednn.has_bfloat16()
 
 
+@torch.compiler.assume_constant_result
+def goes_by_rows() -> bool:
+    """Whether this processor's large MLPs are computed some rows at a time, be it by PyTorch's product."""
+    return usable() or (os.environ.get("ELSA_LINEAR", "auto") == "auto" and onednn.has_avx512())
+
+
 def takes(x: Tensor, weight: Tensor) -> bool:
     """Whether a graph has this layer as an operator: plain tensors of the CPU, in types that oneDNN computes."""
-    if torch.compiler.is_exporting() or not x.is_cpu or weight.numel() < SMALLEST_WEIGHT or not usable():
+    return usable() and _suits(x, weight)
+
+
+def takes_mlp(x: Tensor, weight1: Tensor, weight2: Tensor) -> bool:
+    """The same of an MLP."""
+    return goes_by_rows() and _suits(x, weight1) and _suits(x, weight2)
+
+
+def _suits(x: Tensor, weight: Tensor) -> bool:
+    if torch.compiler.is_exporting() or not x.is_cpu or weight.numel() < SMALLEST_WEIGHT:
         return False
     cast = torch.is_autocast_enabled("cpu")
     computed = torch.get_autocast_dtype("cpu") if cast else x.dtype
@@ -81,49 +97,50 @@ linear.register_autograd(_linear_grad, setup_context=_linear_setup)
 # ---- MLP
 
 
-@torch.library.custom_op("elsa::onednn_mlp", mutates_args=())
+@torch.library.custom_op("elsa::mlp_by_rows", mutates_args=())
 def mlp(
-    x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None, learns: bool
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None, learns: bool,
+    by_onednn: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(…, N), and what backward needs."""
     kept = mlps.kept_of_mlp(x, weight1) if learns else None
-    out = mlps.mlp(mlps.products(True), x, weight1, bias1, weight2, bias2, None, kept=kept)
+    out = mlps.mlp(mlps.products(by_onednn), x, weight1, bias1, weight2, bias2, None, kept=kept)
     return out, x.new_empty(0) if kept is None else kept
 
 
-@torch.library.custom_op("elsa::onednn_mlp_backward", mutates_args=())
+@torch.library.custom_op("elsa::mlp_by_rows_backward", mutates_args=())
 def _mlp_backward(
-    grad: Tensor, kept: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor
+    grad: Tensor, kept: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, by_onednn: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     before = kept if kept.ndim == 2 else None
     inputs = (x, weight1, bias1, weight2, None)
-    found = mlps.mlp_gradients(mlps.products(True), inputs, before, (True,) * 5, grad.to(x.dtype).contiguous())
+    found = mlps.mlp_gradients(mlps.products(by_onednn), inputs, before, (True,) * 5, grad.to(x.dtype).contiguous())
     of_x, of_weight1, of_bias1, of_weight2, of_bias2 = (t.contiguous() for t in found if t is not None)
     return of_x, of_weight1, of_bias1, of_weight2, of_bias2
 
 
 @mlp.register_fake
-def _(x, weight1, bias1, weight2, bias2, learns):
+def _(x, weight1, bias1, weight2, bias2, learns, by_onednn):
     kept = mlps.kept_of_mlp(x, weight1) if learns else None
     return x.new_empty(*x.shape[:-1], weight2.shape[0]), x.new_empty(0) if kept is None else kept
 
 
 @_mlp_backward.register_fake
-def _(grad, kept, x, weight1, bias1, weight2):
+def _(grad, kept, x, weight1, bias1, weight2, by_onednn):
     shapes = (x.shape, weight1.shape, weight1.shape[:1], weight2.shape, weight2.shape[:1])
     return tuple(x.new_empty(shape) for shape in shapes)
 
 
 def _mlp_setup(ctx, inputs, output):
-    x, weight1, bias1, weight2, bias2, _ = inputs
+    x, weight1, bias1, weight2, bias2, _, ctx.by_onednn = inputs
     ctx.save_for_backward(output[1], x, weight1, bias1, weight2)
     ctx.has_bias = bias1 is not None, bias2 is not None
 
 
 def _mlp_grad(ctx, grad, _):
-    of_x, of_weight1, of_bias1, of_weight2, of_bias2 = _mlp_backward(grad, *ctx.saved_tensors)
+    of_x, of_weight1, of_bias1, of_weight2, of_bias2 = _mlp_backward(grad, *ctx.saved_tensors, ctx.by_onednn)
     first, second = ctx.has_bias
-    return of_x, of_weight1, of_bias1 if first else None, of_weight2, of_bias2 if second else None, None
+    return of_x, of_weight1, of_bias1 if first else None, of_weight2, of_bias2 if second else None, None, None
 
 
 mlp.register_autograd(_mlp_grad, setup_context=_mlp_setup)

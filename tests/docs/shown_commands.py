@@ -18,7 +18,8 @@ from elsa.engine.schema import SCHEMA
 from elsa.tools.tasks.command import CONFIGS, shipped_recipes
 
 VERBS = Path(elsa.tools.__file__).parent
-BLOCK = re.compile(r"^```(bash|)\n(.*?)^```$|((?:^ {4}.*\n)+)", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$|((?:^ {4}[^\n]*\n)+)", re.MULTILINE | re.DOTALL)
+SHELL = ("bash", "", None)  # the languages of blocks that are read
 NOT_RUN = re.compile(r"<!-- not run: (.+?) -->")
 OPERATORS = ("&&", "||", ";", "|", ">", ">>", "<")
 PLACEHOLDER = re.compile(r"^[A-Z][A-Z_]*$|…|[\[\]|{}*$]")
@@ -46,6 +47,8 @@ def commands(page: Path) -> Iterator[Command]:
     """Those of a page's blocks, with lines that end in a backslash joined."""
     text = page.read_text()
     for block in BLOCK.finditer(text):
+        if block[1] not in SHELL:
+            continue
         first = text[: block.start()].count("\n") + 1 + bool(block[2])
         before = text[: block.start()].rstrip().rpartition("\n")[2]
         reason = NOT_RUN.search(before)

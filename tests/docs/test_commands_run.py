@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
+from made_runs import write_run
 from PIL import Image
 from running import run_tool
 from shown_commands import NOT_RUN, Command, commands
@@ -17,16 +18,13 @@ from elsa.data import write_digits
 
 ELSEWHERE = {"your-data.md": "test_your_data.py", "zoo.md": "test_shipped_weights.py"}  # in tests/tools
 DIGITS = "configs/classification/digits_elsa_swin_nano.yaml"
-ONE_EPOCH = ["TRAIN.EPOCHS=1", "TRAIN.WARMUP_EPOCHS=0", "LOG.EVERY=8", "DATA.BATCH=64"]
+ONE_EPOCH = ["TRAIN.EPOCHS=1", "TRAIN.WARMUP_EPOCHS=0", "LOG.EVERY=8", "DATA.BATCH=64", "DATA.IMG_SIZE=32"]
 STANDS_FOR = {  # what a reader puts in the place of a word
     "IMAGE|FOLDER": ["docs/digit.png"],
     "IMAGE": ["docs/digit.png"],
     "FOLDER": ["few"],
     "CONFIG": [DIGITS],
     "CHECKPOINT": ["runs/quickstart/best.pt"],
-    "DIR": ["out/dir"],
-    "FILE": ["out/elsa.onnx"],
-    "FILE.onnx": ["out/elsa.onnx"],
     "[CONFIG]": [],
     "[--pictures": ["--pictures"],
     "N]": ["2"],
@@ -65,25 +63,29 @@ def place(root, tmp_path_factory):
         (place / f"{split}.txt").write_text("\n".join(lines))
     (place / "few").symlink_to(place / "datasets/digits/val/3")
     (place / "small.yaml").write_text(
-        "MODEL: {NAME: elsa_swin_nano, NUM_CLASSES: 2}\nDATA: {IMG_SIZE: 32, BATCH: 4, WORKERS: 0, PREFETCH: 0}\n"
+        "MODEL: {NAME: elsa_swin_nano, NUM_CLASSES: 2}\nDATA: {IMG_SIZE: 32, BATCH: 4, WORKERS: 0}\n"
         "TRAIN: {EPOCHS: 1, WARMUP_EPOCHS: 0, COOLDOWN_EPOCHS: 0}\n"
     )
     before = Path.cwd()
     os.chdir(place)
     try:
-        for output in ("runs/quickstart", "runs/coco/second"):
-            done = run_tool(root, "train", DIGITS, "--output", output, "--set", *ONE_EPOCH)
-            assert done.code == 0, done.err
+        done = run_tool(root, "train", DIGITS, "--output", "runs/quickstart", "--set", *ONE_EPOCH)
+        assert done.code == 0, done.err
+        write_run(place / "runs/imagenet/first", "classification", "top1", [70.0, 80.0])
+        write_run(place / "runs/coco/second", "detection", "coco/bbox_mAP_50", [0.3, 0.4])
         yield place
     finally:
         os.chdir(before)
 
 
 def words_of(command: Command, place: Path) -> list[str]:
-    words = [part for word in command.words for part in STANDS_FOR.get(word, [word])]
+    own = f"out/{command.page}-{command.line}"
+    places = {"DIR": ["datasets/imagenet" if command.verb == "new" else own], "FILE": [f"{own}.onnx"]}
+    stands_for = {**STANDS_FOR, **places, "FILE.onnx": places["FILE"]}
+    words = [part for word in command.words for part in stands_for.get(word, [word])]
     words = [word.replace("/fast/", f"{place}/fast/").replace("/shared/", f"{place}/shared/") for word in words]
     if command.verb == "train" and "small.yaml" not in words:
-        words += ["--set", *ONE_EPOCH]
+        words += ["--set", *(ONE_EPOCH[:-1] if "volo" in words[0] else ONE_EPOCH)]
     return words
 
 

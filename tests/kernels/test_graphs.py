@@ -49,8 +49,9 @@ def test_opcheck(channels, dtype):
     x, w1, b1, w2, b2 = layers(channels, dtype=dtype)
     torch.library.opcheck(graphs.linear, (x, w1, b1, False))
     torch.library.opcheck(graphs.linear, (x.detach(), w1.detach(), None, True))
-    torch.library.opcheck(graphs.mlp, (x, w1, b1, w2, b2, True))
-    torch.library.opcheck(graphs.mlp, (x.detach(), w1.detach(), None, w2.detach(), None, False))
+    for by_onednn in (True, False):
+        torch.library.opcheck(graphs.mlp, (x, w1, b1, w2, b2, True, by_onednn))
+        torch.library.opcheck(graphs.mlp, (x.detach(), w1.detach(), None, w2.detach(), None, False, by_onednn))
 
 
 @pytest.mark.parametrize("channels", [NARROW, WIDE])
@@ -70,6 +71,27 @@ def test_an_mlp_and_its_gradients_for_any_rows(asked, error_of, channels, biased
         for found, right in pairs:
             compare(found, right, error_of, 4e-6)
     assert asked
+
+
+@pytest.mark.skipif(not onednn.has_avx512(), reason="needs a processor with AVX-512: without it MLPs are PyTorch's")
+@pytest.mark.parametrize("channels", [NARROW, WIDE])
+def test_where_layers_are_pytorchs_an_mlp_goes_some_rows_at_a_time_too(asked, monkeypatch, error_of, channels):
+    monkeypatch.setenv("ELSA_LINEAR", "auto")
+    monkeypatch.setattr(onednn, "processor", lambda: (False, "of this test"))
+    seen = []
+
+    def backend(graph, _):
+        seen.append(str(graph.graph))
+        return graph.forward
+
+    inputs = layers(channels, (3, 400))
+    out = torch.compile(mlp, fullgraph=True, backend=backend)(*inputs)
+    compare(out, plain(*inputs), error_of, 2e-6)
+    pairs = zip(*(torch.autograd.grad(t.square().sum(), inputs) for t in (out, plain(*inputs))), strict=True)
+    for found, right in pairs:
+        compare(found, right, error_of, 4e-6)
+    assert "mlp_by_rows" in seen[0] and "onednn" not in seen[0]
+    assert not asked
 
 
 @pytest.mark.parametrize("activation", [None, "gelu"])
