@@ -30,8 +30,8 @@ def has_bfloat16() -> bool:
 
 @torch.compiler.assume_constant_result
 def goes_by_rows() -> bool:
-    """Whether this processor's large MLPs are computed some rows at a time, be it by PyTorch's product."""
-    return usable() or (os.environ.get("ELSA_LINEAR", "auto") == "auto" and onednn.has_avx512())
+    """Whether this processor's large MLPs are computed some rows at a time by PyTorch's product."""
+    return os.environ.get("ELSA_LINEAR", "auto") == "auto" and onednn.has_avx512()
 
 
 def takes(x: Tensor, weight: Tensor) -> bool:
@@ -39,9 +39,10 @@ def takes(x: Tensor, weight: Tensor) -> bool:
     return usable() and _suits(x, weight)
 
 
-def takes_mlp(x: Tensor, weight1: Tensor, weight2: Tensor) -> bool:
-    """The same of an MLP."""
-    return goes_by_rows() and _suits(x, weight1) and _suits(x, weight2)
+def takes_mlp(x: Tensor, weight1: Tensor, weight2: Tensor, learns: bool) -> bool:
+    """The same of an MLP. By PyTorch's product only where it ``learns``: else the compiler fuses GELU with the product, and
+    packs weights that are constants."""
+    return (usable() or (learns and goes_by_rows())) and _suits(x, weight1) and _suits(x, weight2)
 
 
 def _suits(x: Tensor, weight: Tensor) -> bool:

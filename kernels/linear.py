@@ -84,9 +84,9 @@ def mlp(
     Raises:
         ValueError, RuntimeError: as ``linear``.
     """
-    if torch.compiler.is_compiling() and graphs.takes_mlp(x, weight1, weight2):
-        inputs = _autocast(x, weight1, bias1, weight2, bias2)
-        out, _ = graphs.mlp(*inputs, _differentiates(*inputs), graphs.usable())
+    learns = _differentiates(x, weight1, bias1, weight2, bias2)
+    if torch.compiler.is_compiling() and graphs.takes_mlp(x, weight1, weight2, learns):
+        out, _ = graphs.mlp(*_autocast(x, weight1, bias1, weight2, bias2), learns, graphs.usable())
         return out if residual is None else out + residual
     by_onednn = _taken(x, weight1, bias1)
     taken = by_onednn or _goes_by_rows(x, weight1, bias1)
