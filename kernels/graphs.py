@@ -1,7 +1,7 @@
 """Linear layers of oneDNN, and MLPs some rows at a time, as operators that torch.compile takes into its graphs.
 
-Without the layers a compiled network would compute with MKL's products, at half the speed where ``onednn.processor`` says
-so; without the MLPs it would write their hidden maps to memory, which an uncompiled one does not.
+Without the layers a compiled network would compute with MKL's products, at half the speed where ``onednn.processor``
+says so; without the MLPs it would write their hidden maps to memory, which an uncompiled one does not.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def takes(x: Tensor, weight: Tensor) -> bool:
 
 
 def takes_mlp(x: Tensor, weight1: Tensor, weight2: Tensor, learns: bool) -> bool:
-    """The same of an MLP. By PyTorch's product only where it ``learns``: else the compiler fuses GELU with the product, and
-    packs weights that are constants."""
+    """The same of an MLP. By PyTorch's product only where it ``learns``: else the compiler fuses GELU with the product,
+    and packs weights that are constants."""
     return (usable() or (learns and goes_by_rows())) and _suits(x, weight1) and _suits(x, weight2)
 
 
