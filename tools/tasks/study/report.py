@@ -23,7 +23,7 @@ from .plan import Study
 from .runs import Planned
 from .statistics import LEVEL, Difference, deviation, paired
 
-BATCH, SECONDS = 8, 1.0  # images of a timed call, and time for each variant
+PIXELS, BATCH, SECONDS = 2**19, 8, 1.0  # of a timed call, images of it at most, and time for each variant
 MARKERS = "osD^vPX*<>"
 NOTE = (
     f"Of each variant the last evaluation, not the best. In brackets the {LEVEL:.0%} interval (Student's) of the mean "
@@ -98,18 +98,22 @@ def _milliseconds(study: Study) -> dict[str, float]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        calls = {variant.name: _call(*study.task.network(variant.recipe), device) for variant in study.variants}
+        calls, batches = {}, {}
+        for variant in study.variants:
+            network, shape = study.task.network(variant.recipe)
+            batch = max(1, min(BATCH, PIXELS // math.prod(shape[1:])))
+            calls[variant.name], batches[variant.name] = _call(network, (batch, *shape), device), batch
         with torch.no_grad():
             for call in calls.values():
                 call()
             times = shortest(calls, SECONDS, gpu_seconds if gpu else processor_seconds)
     finally:
         torch.set_num_threads(before)
-    return {name: 1e3 * seconds / BATCH for name, seconds in times.items()}
+    return {name: 1e3 * seconds / batches[name] for name, seconds in times.items()}
 
 
-def _call(network: torch.nn.Module, shape: tuple[int, int, int], device: torch.device) -> Call:
-    network, images = network.eval().to(device), torch.randn(BATCH, *shape, device=device)
+def _call(network: torch.nn.Module, shape: tuple[int, ...], device: torch.device) -> Call:
+    network, images = network.eval().to(device), torch.randn(shape, device=device)
     return lambda: network(images)
 
 
