@@ -2,7 +2,7 @@
 """Write emoji as images for classification: python tools/make_emoji.py PACKAGE… --output datasets/emoji.
 
 Get the packages with: npm pack emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0
-They hold drawings under Apache-2.0 and CC-BY 4.0; classes are subgroups of Unicode, 64×64 pixels, some 2,500 pictures.
+They hold drawings under Apache-2.0 and CC-BY 4.0; classes are subgroups of Unicode, 64×64 pixels, 2,196 pictures.
 """
 
 from __future__ import annotations

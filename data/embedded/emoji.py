@@ -43,12 +43,11 @@ def write_emoji(packages: Sequence[Path], root: Path) -> Path:
     contents: dict[Path, bytes] = {}
     seen: set[str] = set()
     for package in packages:
-        files, vendor = _read(package)
+        vendor, drawings = _read(package)
         if vendor in seen:
             raise DataError(f"{package} holds the drawings of {vendor} a second time")
         seen.add(vendor)
-        for image, place in _places(json.loads(files[INDEX]), vendor):
-            contents[place] = files[f"img/{vendor}/64/{image}"]
+        contents |= drawings
 
     def fill(folder: Path) -> None:
         for place, content in contents.items():
@@ -79,8 +78,8 @@ def _places(index: Sequence[Mapping[str, Any]], vendor: str) -> Iterator[tuple[s
                 yield image, Path(split, label, f"{vendor}-{image}")
 
 
-def _read(package: Path) -> tuple[dict[str, bytes], str]:
-    """The files of a package that are wanted, by their names in it, and whose drawings it has.
+def _read(package: Path) -> tuple[str, dict[Path, bytes]]:
+    """The vendor of a package, and its drawings by where they go.
 
     Raises:
         DataError: none that may be used freely, or it is no such package.
@@ -88,15 +87,15 @@ def _read(package: Path) -> tuple[dict[str, bytes], str]:
     wanted = "a package emoji-datasource-google or emoji-datasource-twitter, as npm pack writes it or npm installs it"
     try:
         files = dict(_wanted_files(package))
-        name = str(json.loads(files["package.json"])["name"])
+        name, index = str(json.loads(files["package.json"])["name"]), json.loads(files[INDEX])
         vendor = name.removeprefix("emoji-datasource-")
-        if vendor in VENDORS:
-            [files[f"img/{vendor}/64/{image}"] for image, _ in _places(json.loads(files[INDEX]), vendor)]
+        places = _places(index, vendor) if vendor in VENDORS else ()
+        drawings = {place: files[f"img/{vendor}/64/{image}"] for image, place in places}
     except (OSError, EOFError, LookupError, ValueError, TypeError, tarfile.TarError, zlib.error) as error:
         raise DataError(f"{package} is not {wanted}: {type(error).__name__}, {error}") from error
     if vendor not in VENDORS:
         raise DataError(f"{package} is {name}, not {wanted}; other drawings are not under a free licence")
-    return files, vendor
+    return vendor, drawings
 
 
 def _wanted_files(package: Path) -> Iterator[tuple[str, bytes]]:

@@ -34,12 +34,12 @@ STANDS_FOR = {  # what a reader puts in the place of a word
     "VIEWS]": ["flip"],
     "elsa_swin_tiny": ["small.yaml"],
 }
-SHORTER = {"architecture.md": None}  # a drawing of a run's way, whose first word is a verb
+DRAWINGS = ("architecture.md",)  # of a run's way, whose first word is a verb
 
 
 def shown(root: Path) -> list[Command]:
     pages = [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").glob("*.md"))]
-    return [one for page in pages for one in commands(page) if page.name not in SHORTER]
+    return [one for page in pages for one in commands(page) if page.name not in DRAWINGS]
 
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,6 @@ from elsa.tools.tasks.command import shipped_recipes, shipped_weights
 from elsa.tools.tasks.conversion import _as_half
 
 WEIGHTS = shipped_weights()
-DENSE = ("digits-detector", "digits-segmentor")
 FIRST = 20  # scenes that the cards have figures of, for a check in seconds
 OF_DIGITS = {
     "digits-classifier": ("digits_elsa_swin_nano", {"top1": "metrics.top1"}),
@@ -51,19 +50,23 @@ def test_weights_tell_their_recipe_and_their_card_tells_the_rest(name):
     assert set(row["measured"].values()) - {name} <= set(figures(name, 1).values())
 
 
-def test_the_classifier_is_as_its_card_says(tool, tmp_path):
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_are_as_their_card_says(tool, tmp_path, name):
+    (check_classifier if name == "digits-classifier" else check_dense)(tool, tmp_path, name)
+
+
+def check_classifier(tool, tmp_path, name):
     keys = ("--set", f"DATA.ROOT={tmp_path / 'digits'}", "--output", tmp_path / "out")
-    outcome = tool("evaluate", "--model", "digits-classifier", *keys)
+    outcome = tool("evaluate", "--model", name, *keys)
     assert outcome.code == 0, outcome.err
     found = json.loads((tmp_path / "out/results.json").read_text())
-    told = figures("digits-classifier", 1)
+    told = figures(name, 1)
     assert found["count"] == 360
     assert found["metrics"]["top1"] == pytest.approx(told["top1"], abs=0.3)  # one image, on another processor
     assert found["metrics"]["loss"] == pytest.approx(told["loss"], abs=2e-3)
 
 
-@pytest.mark.parametrize("name", [name for name in DENSE if name in WEIGHTS])
-def test_a_dense_model_is_as_its_card_says(tool, tmp_path, name):
+def check_dense(tool, tmp_path, name):
     pytest.importorskip("mmdet", reason="mmdet is not installed (scripts/setup.sh --dense)")
     root = f"{tmp_path / 'scenes'}/"
     keys = ("--set", f"data_root={root}", f"embedded.root={root}", "embedded.train=1", f"embedded.val={FIRST}")
@@ -79,19 +82,14 @@ def test_a_dense_model_is_as_its_card_says(tool, tmp_path, name):
         assert found["metrics"][key] * scale == pytest.approx(number, abs=0.6), key
 
 
-def test_predict_by_name(tool, root, tmp_path):
-    outcome = tool("predict", "--model", "digits-classifier", root / "docs/digit.png", "--output", tmp_path)
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_predict_by_name(tool, root, tmp_path, name):
+    classifies = name == "digits-classifier"
+    image = "docs/digit.png" if classifies else "docs/digits_scene.jpg"
+    outcome = tool("predict", "--model", name, root / image, "--output", tmp_path)
     assert outcome.code == 0, outcome.err
     (found,) = json.loads((tmp_path / "predictions.json").read_text())
-    assert found["top"][0]["class"] == "4" and found["top"][0]["confidence"] > 0.5
-
-
-@pytest.mark.skipif("digits-detector" not in WEIGHTS, reason="no weights of a detector come with the package")
-def test_the_example_scene(tool, root, tmp_path):
-    pytest.importorskip("mmdet", reason="mmdet is not installed (scripts/setup.sh --dense)")
-    outcome = tool("predict", "--model", "digits-detector", root / "docs/digits_scene.jpg", "--output", tmp_path)
-    assert outcome.code == 0, outcome.err
-    assert (tmp_path / "predictions.json").exists()
+    assert not classifies or (found["top"][0]["class"] == "4" and found["top"][0]["confidence"] > 0.5)
 
 
 def test_what_float16_cannot_hold_is_named():

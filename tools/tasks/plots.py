@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from elsa.core import ConfigError, did_you_mean, logger, make_folder
 
 from .pictures import add_legend, literal, plain, save_figure
-from .runs import TABLES, Run, find_runs, table, write_table
+from .runs import TABLES, Run, find_runs, table, whole_name, write_table
 
 # Okabe and Ito's colours, which people with any colour vision tell apart, but for yellow; then again with dashes.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -73,8 +73,7 @@ def _metric(task: str, runs: Sequence[Run], wanted: str | None) -> str:
     """The number that these runs are compared by; "" where they have none."""
     names = [name for run in runs for name in {name for record in run.evaluated for name in record}]
     if wanted:
-        matching = [name for name in names if name == wanted or name.endswith((f"/{wanted}", f"_{wanted}"))]
-        return min(set(matching), key=lambda name: (name != wanted, -matching.count(name), name), default="")
+        return whole_name(names, wanted)
     own = Counter(run.metric for run in runs if run.metric)
     chosen = own.most_common(1)[0][0] if own else ""
     for run in runs:

@@ -87,6 +87,13 @@ class Run:
         }
 
 
+def whole_name(names: Sequence[str], wanted: str) -> str:
+    """The metric of the evaluations' ``names`` that is called so, or ends so: itself, else the most frequent; "" where
+    there is none."""
+    matching = [name for name in names if name == wanted or name.endswith((f"/{wanted}", f"_{wanted}"))]
+    return min(set(matching), key=lambda name: (name != wanted, -matching.count(name), name), default="")
+
+
 def number(value: Any) -> float:
     """NaN for what is no number."""
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ class Scored(nn.Module):
         return self.score(self.model.neck(maps) if self.model.with_neck else maps)
 
 
-class Explained:
+class Explained(ABC):
     """Grad-CAM at a map of the backbone.
 
     Args:
@@ -92,8 +93,8 @@ class Explained:
     def __init__(self, model: nn.Module, classes: Sequence[str], target: int | None, batches: Mapping) -> None:
         self.model, self.classes, self.target, self.batches = model, classes, target, batches
 
-    def __call__(self, picture: Picture) -> Evidence:
-        raise NotImplementedError
+    @abstractmethod
+    def __call__(self, picture: Picture) -> Evidence: ...
 
     def cam(self, picture: Picture, score: Callable[[Sequence[Tensor]], Tensor], level: int = -1) -> np.ndarray:
         scored = Scored(self.model, score, level)

@@ -19,6 +19,7 @@ from elsa.core import DataError, did_you_mean, logger, write_json, write_text
 from ..benchmark.measure import Call, gpu_seconds, processor_seconds, shortest
 from ..pictures import add_legend, literal, plain, save_figure
 from ..plots import COLOURS
+from ..runs import whole_name
 from .plan import Study
 from .runs import Planned
 from .statistics import LEVEL, Difference, deviation, paired
@@ -78,11 +79,10 @@ def _scores(study: Study, runs: Sequence[Planned]) -> tuple[str, dict[str, dict[
     if not finished:
         raise DataError("no run is finished: there is nothing to compare")
     metric = study.metric or Counter(run.found.metric for run in finished).most_common(1)[0][0]
-    names = {name for run in finished for record in run.found.evaluated for name in record}
-    matching = sorted(name for name in names if name == metric or name.endswith((f"/{metric}", f"_{metric}")))
-    if not matching:
-        raise DataError(f"no evaluation has METRIC {metric}{did_you_mean(metric, names) or ''}")
-    name = metric if metric in matching else matching[0]
+    names = [name for run in finished for record in run.found.evaluated for name in record]
+    name = whole_name(names, metric)
+    if not name:
+        raise DataError(f"no evaluation has METRIC {metric}{did_you_mean(metric, set(names)) or ''}")
     scores: dict[str, dict[int, float]] = {variant.name: {} for variant in study.variants}
     for run in finished:
         values = [value for value in run.found.values(name, "eval") if math.isfinite(value)]

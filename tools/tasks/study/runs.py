@@ -55,14 +55,20 @@ def plan_runs(study: Study, output: Path) -> list[Planned]:
         for variant in study.variants:
             folder = output / "runs" / variant.name / f"seed-{seed}"
             run = Planned(variant, seed, folder, study.settings(variant, seed))
-            _, recipe = read(study.recipe, run.settings)
-            if run.found.finished and (folder / recipe.file).read_text(encoding="utf-8") != recipe.text:
+            if run.found.finished and not _is_of(study, run):
                 raise ConfigError(
                     f"{folder} was trained by another recipe than {study.name} has now: choose another --output, or "
                     "remove that folder"
                 )
             runs.append(run)
     return runs
+
+
+def _is_of(study: Study, run: Planned) -> bool:
+    """Whether a run's folder holds the recipe that the study has now."""
+    _, recipe = read(study.recipe, run.settings)
+    saved = run.folder / recipe.file
+    return saved.is_file() and saved.read_text(encoding="utf-8") == recipe.text
 
 
 def command(study: Study, run: Planned, device: str) -> list[str]:
