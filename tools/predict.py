@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Predict for images of one's own: python tools/predict.py [CONFIG] CHECKPOINT IMAGE|FOLDER --output DIR.
+"""Predict for images of one's own: python tools/predict.py [CONFIG] CHECKPOINT IMAGE|FOLDER … --output DIR.
 
 Classes with their confidence; for a recipe of detection, boxes and masks drawn and in COCO's format; for one of
 segmentation, label maps.
@@ -17,7 +17,7 @@ from elsa.tools.tasks.outcome import run
 
 def main() -> None:
     arguments = parser(__doc__, checkpoint=True)
-    arguments.add_argument("images", type=Path, metavar="IMAGE|FOLDER")
+    arguments.add_argument("images", type=Path, nargs="+", metavar="IMAGE|FOLDER")
     arguments.add_argument("--output", type=Path, default=Path("runs/predict"), metavar="DIR")
     task, recipe, args = parse("predict", arguments)
     check_writable(args.output)

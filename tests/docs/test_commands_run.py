@@ -23,6 +23,7 @@ STANDS_FOR = {  # what a reader puts in the place of a word
     "IMAGE|FOLDER": ["docs/digit.png"],
     "IMAGE": ["docs/digit.png"],
     "FOLDER": ["few"],
+    "…": [],
     "CONFIG": [DIGITS],
     "CHECKPOINT": ["runs/quickstart/best.pt"],
     "[CONFIG]": [],

@@ -44,6 +44,12 @@ def test_predict_needs_no_config(task, checkpoint, tool, tmp_path):
     said = [json.loads((tmp_path / name / "predictions.json").read_text()) for name in ("a", "b")]
     assert said[0] == said[1]
     assert PREDICTED[task.task](said[0]) is not None
+    first, second = sorted(path for path in images.rglob("*.*") if path.suffix in (".png", ".jpg"))[:2]
+    outcome = tool("predict", checkpoint, first, second, first, "--output", tmp_path / "c")  # as a shell writes *.jpg
+    assert outcome.code == 0, outcome.err
+    found = json.loads((tmp_path / "c" / "predictions.json").read_text())
+    paths = [row.get("image", row.get("file_name")) for row in (found if isinstance(found, list) else found["images"])]
+    assert paths == [str(first), str(second)]
 
 
 def test_a_run_s_folder_is_a_checkpoint(task, checkpoint, tool, tmp_path):

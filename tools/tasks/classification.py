@@ -246,7 +246,8 @@ def classify_images(config: CfgNode, args: argparse.Namespace, runtime: Runtime)
     told_of = dict(classify(model.to(runtime.device).eval(), config, paths, runtime.device, top))
     rows = [(path, told_of[path]) for path in paths if not isinstance(told_of[path], str)]
     if not rows:
-        raise DataError(f"none of the {len(paths)} images of {args.images} can be read: {next(iter(told_of.values()))}")
+        places = ", ".join(map(str, args.images))
+        raise DataError(f"none of the {len(paths)} images of {places} can be read: {next(iter(told_of.values()))}")
     results = [
         {"image": str(path), "error": found}
         if isinstance(found := told_of[path], str)

@@ -6,7 +6,7 @@ import argparse
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -278,12 +278,16 @@ def require_one_process(verb: str, runtime: Runtime) -> None:
         raise ConfigError(f"{verb} works in one process, and is started {runtime.world_size} times: no torchrun")
 
 
-def find_images(place: Path) -> list[Path]:
-    """The image, or all images below a folder.
+def find_images(places: Sequence[Path]) -> list[Path]:
+    """The images, and all images below the folders, each once.
 
     Raises:
         DataError: nothing there.
     """
+    return list(dict.fromkeys(path for place in places for path in _images_of(place)))
+
+
+def _images_of(place: Path) -> list[Path]:
     try:
         if place.is_file():
             return [place]

@@ -55,7 +55,7 @@ def check_options(args: argparse.Namespace) -> str:
         raise ConfigError(f"--dtype {args.dtype} has no effect on {HUB}, which holds the weights as they are")
     check_writable(args.output.parent)
     if form == "onnx" and (missing := [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]):
-        raise ConfigError(f"--format onnx needs {', '.join(missing)}: pip install '.[export]'")
+        raise ConfigError(f"--format onnx needs {', '.join(missing)}: pip install {' '.join(missing)}")
     if form == "aoti":
         check_compiler(torch.device("cpu"))
     return form

@@ -41,7 +41,8 @@ def predict(config: Config, args: argparse.Namespace, runtime: Runtime, kind: Ca
         with mistakes_named(str(path)):
             found.add(model, path)
     if not found.images:
-        raise DataError(f"none of the images of {args.images} can be predicted: {found.skipped[0]['reason']}")
+        places = ", ".join(map(str, args.images))
+        raise DataError(f"none of the images of {places} can be predicted: {found.skipped[0]['reason']}")
     write_json(args.output / "predictions.json", found.as_json())
     logger.info("%d of %d images: %s; pictures and predictions.json in %s",
                 len(found.images), len(paths), found.summary(), args.output)  # fmt: skip

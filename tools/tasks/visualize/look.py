@@ -92,7 +92,7 @@ def open_pictures(places: Sequence[Path], load: Callable[[Path], Picture]) -> li
     Raises:
         DataError: there is none, or none can be read.
     """
-    paths = [path for place in places for path in find_images(place)]
+    paths = find_images(places)
     pictures, last = [], ""
     for path in paths:
         if len(pictures) == MOST:
