@@ -36,13 +36,13 @@ def goes_by_rows() -> bool:
 
 def takes(x: Tensor, weight: Tensor) -> bool:
     """Whether a graph has this layer as an operator: plain tensors of the CPU, in types that oneDNN computes."""
-    return usable() and _suits(x, weight)
+    return _suits(x, weight) and usable()
 
 
 def takes_mlp(x: Tensor, weight1: Tensor, weight2: Tensor, learns: bool) -> bool:
     """The same of an MLP. By PyTorch's product only where it ``learns``: else the compiler fuses GELU with the product,
     and packs weights that are constants."""
-    return (usable() or (learns and goes_by_rows())) and _suits(x, weight1) and _suits(x, weight2)
+    return _suits(x, weight1) and _suits(x, weight2) and (usable() or (learns and goes_by_rows()))
 
 
 def _suits(x: Tensor, weight: Tensor) -> bool:

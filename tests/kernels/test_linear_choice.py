@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
@@ -133,6 +134,15 @@ def test_another_torch(processor, inputs, monkeypatch, spoil, reason):
     with pytest.raises(RuntimeError, match="ELSA_LINEAR is onednn, which cannot run") as refused:
         linear(*inputs)
     assert str(refused.value).endswith(reason)
+
+
+@needs_onednn
+def test_first_asked_within_a_trace(processor):
+    """A graph may be the first thing that a process makes: the operator is tried outside of it."""
+    processor()
+    onednn.obstacle.cache_clear()
+    with FakeTensorMode():
+        assert onednn.obstacle() is None
 
 
 # ---- calls that stay PyTorch's
