@@ -131,7 +131,7 @@ def decode_labels(file: str | Path, colours: bool = False) -> tuple[np.ndarray, 
     """
     try:
         with without_warnings(), _open(file) as image:
-            layout = image.tile[0].args if image.tile else ""
+            layout = image.tile[0][3] if image.tile else ""  # of (codec, box, offset, arguments)
             packed = str(layout[0] if isinstance(layout, tuple) and layout else layout)
             if colours and image.mode in ("1", "L", "P"):
                 shown = image.convert("RGBA" if _is_transparent(image) else "RGB")

@@ -25,7 +25,7 @@ reading them executes nothing (``weights_only``). Entries:
 Random numbers need nothing: they are a function of (seed, rank, step) and (seed, epoch, image).
 
 ``last.safetensors`` and ``best.safetensors`` hold the weights that were evaluated (the average where there is one),
-with ``arch``, ``epoch``, ``classes``, ``meta`` and ``config`` as metadata.
+with what ``told_of`` says as metadata.
 
 Each record of a ``.pt`` file has a CRC-32 (it is a zip file), a ``.safetensors`` file one in its metadata. Both are
 verified on reading (``elsa.core.archive``), so a flipped bit or a cut file is noticed; a run is then continued from
@@ -34,7 +34,6 @@ verified on reading (``elsa.core.archive``), so a flipped bit or a cut file is n
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -44,7 +43,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elsa.core import CheckpointError, write_then_rename
+from elsa.core import CheckpointError, to_json, write_then_rename
 from elsa.core.archive import read_archive, write_tensors
 
 from .distributed import Runtime
@@ -52,7 +51,6 @@ from .step import TrainState
 
 FORMAT = 3
 LAST, PREVIOUS, BEST = "last", "previous", "best"
-ABOUT = ("epoch", "classes", "config", "meta")  # entries that a .safetensors file has, too
 # A run's checkpoint has these; a file of weights alone has not.
 NEEDED: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("format", "step", "epoch", "last_eval", "best_step", "loss_steps"), int),
@@ -87,12 +85,22 @@ def save_checkpoint(folder: Path, state: dict[str, Any], weights: Mapping[str, T
 def save_weights(folder: Path, state: Mapping[str, Any], weights: Mapping[str, Tensor], is_best: bool) -> None:
     """Writes ``last.safetensors``, and with ``is_best`` the same under the name ``best``."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    about: dict[str, str] = {name: json.dumps(state[name]) for name in ABOUT if name in state}
-    about["arch"] = state["arch"]
     last = folder / f"{LAST}.safetensors"
-    write_then_rename(last, lambda path: write_tensors(path, tensors, about))
+    write_then_rename(last, lambda path: write_tensors(path, tensors, told_of(state)))
     if is_best:
         write_then_rename(folder / f"{BEST}.safetensors", lambda path: shutil.copyfile(last, path))
+
+
+def told_of(state: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata of a .safetensors file of weights: what is there of ``task``, ``arch``, ``epoch``, ``classes``,
+    ``config``, ``meta`` and ``recipe``."""
+    about = {name: str(state[name]) for name in ("task", "arch") if name in state}
+    about |= {
+        name: to_json(state[name]) for name in ("epoch", "classes", "config", "meta") if state.get(name) is not None
+    }
+    if "recipe" in state:
+        about["recipe"] = repr(state["recipe"])  # JSON has no tuples, which mm's packages tell from lists
+    return about
 
 
 class WholeCheckpoints:

@@ -81,7 +81,7 @@ class Classification:
     def read(self, path: Path, overrides: list[str]) -> Recipe:
         return load_recipe(path, overrides)
 
-    def restore(self, content: Mapping[str, Any], origin: str, overrides: list[str]) -> Recipe:
+    def restore(self, content: Mapping[str, Any], origin: str, overrides: list[str], ours: bool) -> Recipe:
         return restore_recipe(content["config"], origin, overrides)
 
     def print_config(self, recipe: Recipe) -> str:

@@ -39,7 +39,7 @@ class Task(Protocol):
 
     def read(self, path: Path, overrides: list[str]) -> Recipe: ...
 
-    def restore(self, content: Mapping[str, Any], origin: str, overrides: list[str]) -> Recipe: ...
+    def restore(self, content: Mapping[str, Any], origin: str, overrides: list[str], ours: bool) -> Recipe: ...
 
     def print_config(self, recipe: Recipe) -> str: ...
 
@@ -182,7 +182,8 @@ def restore(checkpoint: Path, trust: bool, overrides: list[str]) -> tuple[Task, 
     if name != "classification":
         require_dense_packages()
     task = load_task(name)
-    recipe = task.restore(content, str(checkpoint), overrides)
+    ours = checkpoint.resolve() in [file.resolve() for file in shipped_weights().values()]
+    recipe = task.restore(content, str(checkpoint), overrides, ours)
     if name != "classification" and SCOPES.get(scope := recipe.config.default_scope) != name:
         raise ConfigError(f"{checkpoint} is of {name}, but its recipe has default_scope {scope!r}; name CONFIG")
     return task, recipe

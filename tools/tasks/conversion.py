@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from elsa.core import CheckpointError, ConfigError, check_writable, logger, write_then_rename
 from elsa.core.archive import write_tensors
 from elsa.engine import Runtime
-from elsa.engine.checkpoint import ABOUT, read_run
+from elsa.engine.checkpoint import read_run, told_of
 from elsa.engine.shards import STATE, assemble, read_last
 
 WEIGHTS = {"auto": ("state_dict_ema", "state_dict"), "model": ("state_dict",), "ema": ("state_dict_ema",)}
@@ -48,11 +47,10 @@ def convert(source: Path, output: Path, weights: str, overwrite: bool, half: boo
         entry = next((name for name in WEIGHTS[weights] if name in content), None)
         if entry is None:
             raise ConfigError(f"--weights {weights}: {path} has no average of the weights")
-        about = {name: json.dumps(content[name]) for name in ABOUT if name in content} | {"arch": content["arch"]}
         tensors = {name: tensor.contiguous() for name, tensor in content[entry].items()}
         if half:
             tensors = {name: _as_half(name, tensor) for name, tensor in tensors.items()}
-        write_then_rename(output, lambda beside: write_tensors(beside, tensors, about))
+        write_then_rename(output, lambda beside: write_tensors(beside, tensors, told_of(content)))
         logger.info("%s has %s of %s", output, "the average of the weights" if "ema" in entry else "the weights", path)
     logger.info("%s, after step %d: %.1f MB", output, content["step"], output.stat().st_size / 1e6)
 

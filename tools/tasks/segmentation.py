@@ -53,8 +53,8 @@ class Segmentation:
     def read(self, path: Path, overrides: list[str]) -> Recipe:
         return read_recipe(path, overrides)
 
-    def restore(self, content: Mapping[str, Any], origin: str, overrides: list[str]) -> Recipe:
-        return restore_recipe(content, origin, overrides)
+    def restore(self, content: Mapping[str, Any], origin: str, overrides: list[str], ours: bool) -> Recipe:
+        return restore_recipe(content, origin, overrides, ours)
 
     def print_config(self, recipe: Recipe) -> str:
         return recipe.text

@@ -13,9 +13,10 @@ import timm
 import torch
 from timm.models._hub import save_config_for_hf
 
-from elsa.core import ConfigError, TrainingError, logger, make_folder, to_json, write_folder
+from elsa.core import ConfigError, TrainingError, logger, make_folder, write_folder
 from elsa.core.archive import HUB_WEIGHTS, write_tensors
 from elsa.engine import Recipe
+from elsa.engine.checkpoint import told_of
 
 from .card import card
 from .subject import Subject
@@ -62,8 +63,9 @@ def write_folder_of_recipe(
     Args:
         values: of the recipe, nested, as checkpoints hold them.
     """
-    told = {"recipe": repr(values)}  # JSON has no tuples, which mm's packages tell from lists
-    write_hub_folder(args, subject, lambda folder: _write_rest(folder, recipe, subject, content, args, told))
+    write_hub_folder(
+        args, subject, lambda folder: _write_rest(folder, recipe, subject, content, args, {"recipe": values})
+    )
 
 
 def write_hub_folder(args: argparse.Namespace, subject: Subject, fill: Callable[[Path], None]) -> None:
@@ -92,14 +94,13 @@ def _write_rest(
     subject: Subject,
     content: Mapping[str, Any],
     args: argparse.Namespace,
-    further: Mapping[str, str] = MappingProxyType({}),
+    further: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """The weights, which hold the recipe too, the recipe as a file, and the card."""
     tensors = {name: tensor.contiguous() for name, tensor in subject.network.state_dict().items()}
-    task = subject.about["task"]
-    told = {"task": task, "arch": subject.name, "config": to_json(dict(recipe.values)), **further}
-    told |= {name: to_json(content[name]) for name in ("classes", "meta") if content.get(name)}
-    write_tensors(folder / HUB_WEIGHTS, tensors, told)
+    told = {name: content[name] for name in ("classes", "meta") if name in content}
+    told |= {"task": subject.about["task"], "arch": subject.name, "config": dict(recipe.values), **further}
+    write_tensors(folder / HUB_WEIGHTS, tensors, told_of(told))
     (folder / recipe.file).write_text(recipe.text, encoding="utf-8")
     parameters = sum(parameter.numel() for parameter in subject.network.parameters())
     figures = figures_beside(args.checkpoint, subject.about["checkpoint"]["sha256"])

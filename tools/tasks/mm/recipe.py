@@ -46,25 +46,28 @@ def read_recipe(path: Path, overrides: Iterable[str]) -> Recipe:
     return _recipe(config, str(path), overrides)
 
 
-def restore_recipe(content: Mapping[str, Any], origin: str, overrides: Iterable[str]) -> Recipe:
+def restore_recipe(content: Mapping[str, Any], origin: str, overrides: Iterable[str], ours: bool = False) -> Recipe:
     """The recipe that a checkpoint holds as values, with ``--set`` applied; nothing of it is executed. Data that the
-    code makes itself are not made for it.
+    code draws are drawn for a file of ours alone.
 
     Args:
         content: of a checkpoint.
         origin: its path.
+        ours: whether it comes with this package.
 
     Raises:
         ConfigError: none there, or one that could only be read by executing something.
     """
     values = content.get("recipe")
-    if isinstance(values, str):  # of a hub's folder, in words
+    if isinstance(values, str):  # of a .safetensors file, in words
         with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
             values = ast.literal_eval(values)
     if not isinstance(values, dict):
         raise ConfigError(f"{origin} holds no recipe; name CONFIG before it")
+    drawn = values.get("embedded") if ours else None
     values = {**values, "embedded": None}
     refuse_code(values, origin)
+    values["embedded"] = drawn
     read_values_only()
     try:
         import_modules_from_strings(**(values.get("custom_imports") or {}))
