@@ -75,7 +75,7 @@ def gathered_attention(
     compute = value.dtype if value.dtype == torch.float64 else torch.float32
     dtype, value = value.dtype, value.to(compute)
 
-    steps = torch.arange(0, kernel_size * dilation, dilation, device=value.device)
+    steps = dilation * torch.arange(kernel_size, device=value.device)
     rows = torch.arange(height, device=value.device)[:, None] + steps
     columns = torch.arange(width, device=value.device)[:, None] + steps
     places = rows[:, None, :, None] * (width + 2 * reach) + columns[None, :, None, :]  # (H, W, K, K), in the padded map

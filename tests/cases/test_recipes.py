@@ -163,6 +163,7 @@ def test_a_stored_recipe_draws_nothing(recipe):
     content = {"recipe": stored(read_recipe(recipe, []).config)}
     assert content["recipe"]["embedded"]
     assert restore_recipe(content, "last.pt", []).config.embedded is None
+    assert restore_recipe(content, "digits.safetensors", [], ours=True).config.embedded == content["recipe"]["embedded"]
 
 
 def changed(recipe, change):

@@ -33,6 +33,10 @@ def test_evaluate_needs_no_config_and_no_set(task, checkpoint, tool, tmp_path):
     if task.task != "classification":  # nothing is drawn for a recipe of a file
         assert before["config"].pop("embedded") == after["config"].pop("embedded")
     assert before == after
+    weights = checkpoint.with_suffix(".safetensors")  # hold the recipe, too
+    outcome = tool("evaluate", weights, "--output", tmp_path / "c", *task.single)
+    assert outcome.code == 0, outcome.err
+    assert results(tmp_path / "c")["metrics"] == after["metrics"]
 
 
 def test_predict_needs_no_config(task, checkpoint, tool, tmp_path):
