@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import signal
 from pathlib import Path
@@ -28,6 +29,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=3, help="processes that test_soak.py kills")
     parser.addoption("--soak-seed", type=int, default=0, help="of when and which")
+
+
+@pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    """pytest's, also after a tool that ran in this process took the project's log to itself."""
+    monkeypatch.setattr(logging.getLogger("elsa"), "propagate", True)
+    return caplog
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import types
 import pytest
 from PIL import Image
 
-from elsa.core import UserError, logger
+from elsa.core import UserError
 from elsa.data import DataError, eval_loader, open_splits, train_loader
 from elsa.engine import load_config
 
@@ -277,9 +277,8 @@ def test_every_process_needs_a_shard_of_a_stream(shards, config, stream, parts, 
     ],
 )  # fmt: skip
 def test_what_a_stream_s_shards_lose_where_they_divide_unevenly_is_said_once(
-    shards, config, stream, caplog, monkeypatch, parts, processes, workers, said
+    shards, config, stream, caplog, parts, processes, workers, said
 ):
-    monkeypatch.setattr(logger, "propagate", True)
     shards("train", parts, 20)
     made = config("DATA.DATASET=wds/x", of("TRAIN", parts, "|20"), f"DATA.WORKERS={workers}", "DATA.BATCH=4", stream)
     (train,) = open_splits(made, "train")
@@ -323,8 +322,7 @@ def test_shards_without_what_is_needed(shards, config, options, said):
     assert re.search(said, refusal(config("DATA.DATASET=wds/x", of("TRAIN", 1)), "train"))
 
 
-def test_samples_without_a_label_are_left_out_and_said(shards, config, caplog, monkeypatch):
-    monkeypatch.setattr(logger, "propagate", True)
+def test_samples_without_a_label_are_left_out_and_said(shards, config, caplog):
     shards("train", 1, 6, label=lambda number: "?" if number == 2 else number % 3)
     (train,) = open_splits(config("DATA.DATASET=wds/x", of("TRAIN", 1, "|6")), "train")
     assert [train.name(index)[-10:-4] for index in range(len(train))] == [f"{n:06d}" for n in (0, 1, 3, 4, 5)]

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from elsa.core import logger
 from elsa.data import DataError, eval_loader, open_splits, train_loader
 from elsa.data.flat import Integers, Texts
 from elsa.data.images import shards as shards_module
@@ -155,8 +154,7 @@ def test_an_index_is_as_good_as_the_shards(write, tmp_path):
         assert (again[index][0].getvalue(), again[index][1]) == (images[index][0].getvalue(), images[index][1])
 
 
-def test_an_index_of_other_shards_is_not_used(write, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logger, "propagate", True)
+def test_an_index_of_other_shards_is_not_used(write, tmp_path, caplog):
     paths = write("train", COUNT)
     path = index_path(tmp_path, "train")
     write_index(path, open_shards(paths, None, "png", "", 0)[0])

@@ -134,7 +134,6 @@ def test_empty_training_class_is_named(write_images, make_config):
 
 def test_empty_validation_class_is_a_warning(write_images, make_config, caplog):
     root = write_images({"train": {"a": 3, "b": 2}, "val": {"a": 1, "b": 0}})
-    logging.getLogger("elsa").propagate = True
     with caplog.at_level(logging.WARNING, "elsa"):
         _, val = open_splits(make_config(root), "train", "val")
     assert len(val) == 1

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from elsa.core import logger
 from elsa.data import DataError, class_weights, eval_loader, open_splits, train_loader
 from elsa.engine import load_config
 
@@ -241,11 +240,8 @@ def test_webdataset_has_no_label_maps(shards):
 
 
 @pytest.mark.parametrize(("workers", "absent"), [(1, 0), (2, 0), (3, 2)])
-def test_webdataset_images_that_an_epoch_lacks_are_as_many_as_the_start_says(
-    shards, caplog, monkeypatch, workers, absent
-):
+def test_webdataset_images_that_an_epoch_lacks_are_as_many_as_the_start_says(shards, caplog, workers, absent):
     """4 shards of 3 for 3 loader processes: one reads 6 images, and all give 4."""
-    monkeypatch.setattr(logger, "propagate", True)
     config = shards.config(f"DATA.WORKERS={workers}", "DATA.BATCH=2")
     (source,) = open_splits(config, "train")
     seen = shards.numbers([batch for step in train_loader(config, source, 0, 1).epoch(0) for batch in step])

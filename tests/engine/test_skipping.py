@@ -25,11 +25,8 @@ PLAN = Plan(seed=0, device="cpu", precision="float32", processes=1, global_batch
 
 
 @pytest.fixture
-def logged(caplog, monkeypatch):
+def logged(caplog):
     """What was warned of."""
-    from elsa.core import logger
-
-    monkeypatch.setattr(logger, "propagate", True)
     return caplog
 
 
