@@ -140,7 +140,7 @@ def load(name: str) -> Config:
 
 def test_all_configurations_are_there():
     found = {path.stem.removeprefix("upernet_") for path in (ROOT / "configs/segmentation").glob("upernet_*.py")}
-    assert found == {*CONFIGS, "elsa_swin_nano", "elsa_swin_nano_digits"}
+    assert found == {*CONFIGS, "elsa_swin_nano", "elsa_swin_nano_digits", "elsa_swin_pico_digits"}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
