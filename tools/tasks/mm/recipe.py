@@ -64,7 +64,7 @@ def restore_recipe(content: Mapping[str, Any], origin: str, overrides: Iterable[
             values = ast.literal_eval(values)
     if not isinstance(values, dict):
         raise ConfigError(f"{origin} holds no recipe; name CONFIG before it")
-    drawn = values.get("embedded") if ours else None
+    drawn = values.get("embedded") if ours else None  # its type is a kind of data, not a name of code
     values = {**values, "embedded": None}
     refuse_code(values, origin)
     values["embedded"] = drawn
