@@ -22,6 +22,7 @@ from .files import (
     write_text,
     write_then_rename,
 )
+from .heap import keep_freed_memory
 from .locks import lock_file
 from .log import logger, setup_logging, silence, without_warnings
 from .progress import Progress
@@ -40,6 +41,7 @@ __all__ = [
     "__version__",
     "check_writable",
     "did_you_mean",
+    "keep_freed_memory",
     "lock_file",
     "logger",
     "make_folder",

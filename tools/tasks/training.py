@@ -13,7 +13,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from elsa.core import ConfigError, logger
+from elsa.core import ConfigError, keep_freed_memory, logger
 from elsa.data import TrainLoader
 from elsa.engine import (
     Evaluation,
@@ -127,6 +127,8 @@ def train(
             gallery=training.gallery, profile=profile,
         )  # fmt: skip
         runtime.advise(trainer.last_good)
+        if runtime.device.type == "cpu":
+            keep_freed_memory()
         began = time.perf_counter()
         with StopRequest() as stop, compile_errors():
             finished = trainer.fit(stop)
