@@ -202,7 +202,7 @@ def distributed(device: str = "auto", minutes: float = PATIENCE) -> Iterator[Run
     """Joins the processes that the launcher started (see ``launcher``), and leaves them.
 
     Args:
-        device: "auto" for a GPU where there is one, "cpu", "cuda" or "cuda:N".
+        device: "auto" for a GPU where there is one, "cpu", "cuda", "cuda:N" or "mps".
         minutes: without a sign of a process, after which the others end.
 
     Raises:
@@ -287,9 +287,11 @@ def _connect(place: Place, where: torch.device, minutes: float) -> Runtime:
 def _choose_device(device: str, place: Place) -> torch.device:
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
+    if device == "mps":
+        return _apples(place)
     kind, _, number = device.partition(":")
     if kind not in ("auto", "cuda") or not (number or "0").isdigit():
-        raise ConfigError(f"--device must be auto, cpu, cuda or cuda:N, got {device!r}")
+        raise ConfigError(f"--device must be auto, cpu, cuda, cuda:N or mps, got {device!r}")
     count = torch.cuda.device_count()
     if place.world_size > 1 and place.local_rank is None and not number and count > 1:
         raise ConfigError(f"LOCAL_RANK is not set, and {count} GPUs are visible: which is this process's?")
@@ -300,3 +302,13 @@ def _choose_device(device: str, place: Place) -> torch.device:
         wanted = f"--device {device}" if number else f"LOCAL_RANK {place.local_rank or 0}"
         raise ConfigError(f"{wanted} asks for GPU {index}; {count} are visible")
     return torch.device("cuda", index)
+
+
+def _apples(place: Place) -> torch.device:
+    if not torch.backends.mps.is_available():
+        raise ConfigError("--device mps asks for Apple's GPU; torch sees none")
+    if place.world_size > 1:
+        raise ConfigError(
+            f"--device mps is for one process, not for {place.world_size}: they cannot exchange gradients there"
+        )
+    return torch.device("mps")

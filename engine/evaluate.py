@@ -110,7 +110,8 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    sums = torch.zeros(3, dtype=torch.float64, device=runtime.device)
+    wide = torch.float32 if runtime.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    sums = torch.zeros(3, dtype=wide, device=runtime.device)
     count, skipped = 0, 0
     kept: list[tuple[np.ndarray, ...]] = []
     for batch in batches:
@@ -129,7 +130,7 @@ def evaluate(
         best = logits.topk(min(5, logits.shape[1])).indices
         hits = best == targets[:, None]
         losses = F.cross_entropy(logits, targets, reduction="none")
-        sums += torch.stack([hits[:, 0].sum(), hits.sum(), losses.double().sum()]).double()
+        sums += torch.stack([hits[:, 0].sum(), hits.sum(), losses.to(wide).sum()]).to(wide)
         count += len(targets)
         if keep_predictions:
             shares = logits.softmax(1).gather(1, best)

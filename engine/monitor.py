@@ -180,7 +180,7 @@ class Monitor:
         """Means over the steps and processes: of losses, and of the shares of time waited for data and for others."""
         state, runtime = self.state, self.runtime
         names = runtime.shared([name for name in self.losses[0] if all(name in losses for losses in self.losses)])
-        mine = torch.stack([torch.stack([losses[name] for name in names]) for losses in self.losses]).double()
+        mine = torch.stack([torch.stack([losses[name] for name in names]) for losses in self.losses]).cpu().double()
         gradients = self._gradient_wait() * len(self.losses)
         waited = self.waits.data / elapsed
         shares = [waited, min((self.waits.exchanges + gradients) / elapsed, 1 - waited)]

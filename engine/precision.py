@@ -79,10 +79,10 @@ def choose_precision(config: CfgNode, device: torch.device, training: bool = Fal
 def fit_precision(named: str | None, device: torch.device) -> Precision:
     """``named`` (None, "auto", "bfloat16", "float16") on a device.
 
-    "auto" is bfloat16, which needs no loss scaling, where the GPU has it, on older GPUs float16. A CPU computes in
-    float32 unless another type is asked for by name.
+    "auto" is bfloat16, which needs no loss scaling, where the GPU has it, on older GPUs float16. CPUs and Apple's GPUs
+    compute in float32 unless another type is asked for by name.
     """
-    if named is None or (device.type == "cpu" and named == "auto"):
+    if named is None or (device.type != "cuda" and named == "auto"):
         return Precision(device.type, None)
     if named == "auto":
         named = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"

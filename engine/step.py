@@ -80,7 +80,7 @@ class Step(ABC):
         saved = source.state_dict(keep_vars=True).values()
         self.buffers = [tensor for tensor in saved if id(tensor) not in weights]
         self.before = [buffer.clone() for buffer in self.buffers]  # what they were before the step
-        self.asynchronous = self.device.type != "cpu"
+        self.asynchronous = self.device.type == "cuda"
 
     @abstractmethod
     def loss(self, batch: Any) -> tuple[Tensor, Mapping[str, Tensor]]:

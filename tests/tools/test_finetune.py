@@ -37,12 +37,25 @@ def test_at_384_pixels_it_is_imagenets_recipe_but_for_length_rates_and_windows(r
     }
 
 
+MODELS = [f"elsa_swin_{size}" for size in DROP_PATH] + [f"elsa_volo_d{depth}" for depth in range(1, 6)]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_each_model_has_a_recipe_for_classes_of_ones_own(root, model):
+    start = flatten(load_config(root / RECIPES / f"{model}.yaml"))
+    config = flatten(load_config(root / RECIPES / f"finetune_{model}.yaml", FIVE))
+    for key in ("MODEL.NAME", "MODEL.DROP_PATH", "DATA.IMG_SIZE"):
+        assert config[key] == start[key]
+    assert config["TOKENS.ENABLED"] is False and config["MODEL.NUM_CLASSES"] == 5
+    assert config["MODEL.PRETRAINED"].endswith(f"{model}.pth.tar" if "swin" in model else f"{model}/best.safetensors")
+
+
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [
-        ("elsa_swin_tiny", ["MODEL.NUM_CLASSES=5"]),
+        ("elsa_swin_tiny", FIVE),
         ("elsa_swin_tiny_384", []),
-        ("elsa_volo_d1", ["MODEL.NUM_CLASSES=5"]),
+        ("elsa_volo_d1", FIVE),
     ],
 )
 def test_it_starts_from_weights_at_224_pixels(root, tmp_path, name, overrides):

@@ -97,7 +97,7 @@ def parser(description: str | None, checkpoint: bool) -> argparse.ArgumentParser
         default=[],
         help="override configuration values, e.g. --set TRAIN.LR=5e-4 DATA.BATCH=512",
     )
-    arguments.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    arguments.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     arguments.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     return arguments
 

@@ -37,7 +37,7 @@ def parse(description: str | None) -> argparse.Namespace:
     add("--image-key", default="", metavar="COLUMN", help="of a table: the column with the images")
     add("--label-key", default="", metavar="COLUMN", help="of a table: the column with the classes")
     add("--trust-checkpoint", action="store_true", help="allow --weights to run pickled code")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N: what the recipe is made for")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps: what the recipe is made for")
     add("--overwrite", action="store_true", help="replace FILE")
     args, rest = arguments.parse_known_args()
     if rest:
