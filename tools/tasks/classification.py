@@ -59,9 +59,10 @@ from .exporting import classifier as exporting
 from .gallery import ClassifierGallery
 from .networks import build_model, create_network, load_classifier, open_data, start_from_pretrained, token_grid
 from .outlook import Outlook
+from .parts import Training
 from .pictures import class_text, draw_grid, told
 from .planning import settle_here
-from .training import Training, train
+from .training import train
 from .visualize.classifier import look_at_classifier
 from .visualize.sheet import show_batches
 

@@ -20,7 +20,7 @@ from elsa.engine import Recipe, Runtime
 from elsa.models import read_checkpoint
 
 from .outlook import Outlook
-from .training import Training
+from .parts import Training
 
 # Shipped recipes, beside the packages in a checkout and in an installation alike.
 CONFIGS = Path(elsa.core.__file__).resolve().parents[1] / "configs"

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from elsa.core import logger, write_json
 from elsa.engine import Logbook, Recipe, Runtime, TrainState, peak_memory_gb, read_log
 
+from .parts import Training
 from .pictures import draw_curves
-
-if TYPE_CHECKING:
-    from .training import Training
 
 # Beginnings of names in a recipe of detection or segmentation that say where data and pictures come from.
 NO_HYPER_PARAMETERS = ("custom_imports", "train_dataloader", "val_", "test_", "tta_", "visualizer")

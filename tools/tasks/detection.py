@@ -26,7 +26,8 @@ from .mm.recipe import read_recipe, restore_recipe
 from .mm.training import build_training
 from .mm.visualizing import ExplainedObject, look_at_dense
 from .outlook import Outlook
-from .training import Training, train
+from .parts import Training
+from .training import train
 
 COCO_COLUMNS = ["mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l",
                 "AR@100", "AR@300", "AR@1000", "AR_s@1000", "AR_m@1000", "AR_l@1000"]  # fmt: skip

@@ -25,7 +25,8 @@ from .mm.samples import show_samples
 from .mm.training import build_training
 from .mm.visualizing import ExplainedMap, look_at_dense
 from .outlook import Outlook
-from .training import Training, train
+from .parts import Training
+from .training import train
 
 CHECKED = ("CheckedADE20KDataset", "CheckedMapsDataset")
 # Losses that may be of a softmax, and whether they are of a sigmoid where a recipe does not say.

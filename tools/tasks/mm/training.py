@@ -27,8 +27,8 @@ from elsa.engine import (
 )
 from elsa.engine.parallel import blocks
 
+from ..parts import Training
 from ..planning import settle_here
-from ..training import Training
 from .evaluation import Metric, build_evaluator, check_metric, evaluate
 from .gallery import DenseGallery
 from .optim import Schedules, build_optimizer
