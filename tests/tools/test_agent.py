@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing import tail_log
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 from torch.distributed.launcher import api
 
@@ -117,14 +120,21 @@ def test_what_does_not_end_in_time_is_killed(play):
     assert said[-1] == "error: not ended within SHUTDOWN_TIMEOUT=1 seconds, and killed"
 
 
-def test_a_signal_before_the_training_can_hear_it_is_told(play):
-    code, said = play("""
+@pytest.mark.parametrize("pause", [0.0, 2.0], ids=["started", "being started"])
+def test_a_signal_before_the_training_can_hear_it_is_told(play, tmp_path, monkeypatch, pause):
+    start = tail_log.TailLog.start
+    monkeypatch.setattr(tail_log.TailLog, "start", lambda self: (time.sleep(pause), start(self))[1])
+    code, said = play(f"""
+open(f"{tmp_path}/{{rank}}.pid", "w").write(str(os.getpid()))
 if rank == 0:
     os.kill(os.getppid(), signal.SIGTERM)
 time.sleep(60)
 """)
     assert code == 128 + signal.SIGTERM
     assert said[-1] == "stopped before the training had begun"
+    for file in tmp_path.glob("*.pid"):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(file.read_text()), 0)
 
 
 def test_an_ignored_signal_stays_ignored(play):

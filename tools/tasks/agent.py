@@ -38,6 +38,7 @@ from .rendezvous import meet
 MISTAKE = 2  # exit code of a user's mistake
 REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SIGN = re.compile(r"(?:\[rank \d+\] )?")
+EARLY = "stopped before the training had begun"
 GRACE = 3.0  # seconds within which a repeated signal is the same request, as for engine.StopRequest
 
 
@@ -47,6 +48,7 @@ class Agent(LocalElasticAgent):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.asked = 0.0
+        self.starting, self.early = False, 0  # a signal that came while processes were started, which hear it then
         for number in REQUESTS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP is under nohup
                 signal.signal(number, self._pass_on)
@@ -54,9 +56,12 @@ class Agent(LocalElasticAgent):
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
         """Once; again, from somebody who will not wait, or before there are processes: torchrun's own way to end."""
+        if self.starting:
+            self.early = self.early or number
+            return
         again = self.asked and time.monotonic() - self.asked > GRACE
         if again or self._pcontext is None or self._worker_group.state is not WorkerState.HEALTHY:
-            raise SignalException(f"{signal.Signals(number).name} again", sigval=signal.Signals(number))
+            raise SignalException("again" if again else EARLY, sigval=signal.Signals(number))
         if not self.asked:
             self.asked = time.monotonic()
             for pid in self._pcontext.pids().values():
@@ -68,8 +73,18 @@ class Agent(LocalElasticAgent):
         tell(f"error: not ended within SHUTDOWN_TIMEOUT={self._shutdown_timeout} seconds, and killed")
         raise SignalException("too late", sigval=signal.SIGKILL)
 
+    def _initialize_workers(self, worker_group: WorkerGroup) -> None:
+        """Once processes are started they are known: torchrun, interrupted in the middle of it, would leave them behind."""
+        try:
+            super()._initialize_workers(worker_group)
+        finally:
+            self.starting = False
+        if self.early:
+            self._pass_on(self.early, None)
+
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         Terminal.told.clear()
+        self.starting = True
         return super()._start_workers(worker_group)
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
@@ -169,10 +184,12 @@ def launch(arguments: list[str]) -> int:
             _remove(args.log_dir)
             return MISTAKE
         if codes <= {-number for number in REQUESTS}:
-            tell("stopped before the training had begun")
+            tell(EARLY)
             return 128 - min(codes)
         return 1
     except SignalException as error:
+        if str(error) == EARLY:
+            tell(EARLY)
         return 1 if error.sigval is signal.SIGKILL else 128 + error.sigval
     except (TrainingError, RendezvousError) as error:
         tell(f"error: {'the nodes have not met: ' * isinstance(error, RendezvousError)}{error}")
