@@ -74,7 +74,7 @@ class Agent(LocalElasticAgent):
         raise SignalException("too late", sigval=signal.SIGKILL)
 
     def _initialize_workers(self, worker_group: WorkerGroup) -> None:
-        """Once processes are started they are known: torchrun, interrupted in the middle of it, would leave them behind."""
+        """Processes that are started are known: torchrun, interrupted in the middle of it, would leave them behind."""
         try:
             super()._initialize_workers(worker_group)
         finally:
