@@ -16,6 +16,7 @@ from elsa.core import keep_freed_memory
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+libc.prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: where huge pages are always used, faults are few
 kept = keep_freed_memory() if sys.argv[1] == "kept" else None
 
 def faults():
