@@ -288,7 +288,7 @@ def _choose_device(device: str, place: Place) -> torch.device:
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if device == "mps":
-        return _apples(place)
+        return _apple_gpu(place)
     kind, _, number = device.partition(":")
     if kind not in ("auto", "cuda") or not (number or "0").isdigit():
         raise ConfigError(f"--device must be auto, cpu, cuda, cuda:N or mps, got {device!r}")
@@ -304,11 +304,12 @@ def _choose_device(device: str, place: Place) -> torch.device:
     return torch.device("cuda", index)
 
 
-def _apples(place: Place) -> torch.device:
+def _apple_gpu(place: Place) -> torch.device:
     if not torch.backends.mps.is_available():
-        raise ConfigError("--device mps asks for Apple's GPU; torch sees none")
+        raise ConfigError("--device mps asks for Apple's GPU; torch sees none: --device cpu computes without")
     if place.world_size > 1:
         raise ConfigError(
-            f"--device mps is for one process, not for {place.world_size}: they cannot exchange gradients there"
+            f"--device mps is for one process, not for {place.world_size}, which cannot exchange gradients there: "
+            "start it without torchrun, or with --device cpu"
         )
     return torch.device("mps")

@@ -27,7 +27,7 @@ def test_a_kind_that_does_not_exist_is_refused():
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="torch sees Apple's GPU")
 def test_apples_gpu_is_refused_where_there_is_none():
-    assert refused("mps") == "--device mps asks for Apple's GPU; torch sees none"
+    assert refused("mps") == "--device mps asks for Apple's GPU; torch sees none: --device cpu computes without"
 
 
 def test_apples_gpu_is_taken_where_there_is_one_and_computes_in_float32(on_a_mac):
@@ -41,4 +41,6 @@ def test_apples_gpu_is_for_one_process(on_a_mac, monkeypatch):
     for name, value in (("RANK", 0), ("WORLD_SIZE", 2), ("LOCAL_RANK", 0), ("MASTER_ADDR", "localhost"),
                         ("MASTER_PORT", 29_500)):  # fmt: skip
         monkeypatch.setenv(name, str(value))
-    assert "--device mps is for one process, not for 2" in refused("mps")
+    said = refused("mps")
+    assert said.startswith("--device mps is for one process, not for 2, which cannot exchange gradients there")
+    assert said.endswith("start it without torchrun, or with --device cpu")

@@ -79,8 +79,9 @@ class Agent(LocalElasticAgent):
             super()._initialize_workers(worker_group)
         finally:
             self.starting = False
-        if self.early:
-            self._pass_on(self.early, None)
+        number, self.early = self.early, 0  # once: processes may start again, when another node joins
+        if number:
+            self._pass_on(number, None)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         Terminal.told.clear()
